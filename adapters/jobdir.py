@@ -1,0 +1,167 @@
+"""The job directory: every file of a job, named, written and read in this one place.
+
+::
+
+    ROOT/events/NAME.ATTEMPT.EVENT     empty marks: something happened to the job of that name
+    ROOT/jobs/NAME/script              what the user wrote
+    ROOT/jobs/NAME/run                 runs it and keeps the record (run.bash)
+    ROOT/jobs/NAME/environment         variables for the script alone, where there are any
+    ROOT/jobs/NAME/record              started, told (a signal), limit, cancelled, ended: one line each
+    ROOT/jobs/NAME/stdout, stderr      unless the user named other files
+
+All files are made before the job is submitted: NFS clients remember for up to a minute that a name was not there.
+"""
+
+from __future__ import annotations
+
+import shlex
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Optional
+
+from psij import JobSpec
+
+from execute_batch_scheduler.adapters.transport import Transport
+
+_SHELL = "/bin/bash"
+_RUN = Path(__file__).with_name("run.bash").read_bytes()
+_RECORD_LIMIT = 1 << 20
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """One run of the script as its record tells it; times are seconds since the epoch, by the node's clock."""
+
+    number: int
+    native_id: Optional[str] = None
+    node: Optional[str] = None
+    stdout: Optional[str] = None
+    stderr: Optional[str] = None
+    started: Optional[float] = None
+    ended: Optional[float] = None
+    exit_code: Optional[int] = None
+    signal: Optional[int] = None
+    told: tuple[str, ...] = ()
+    limit: bool = False
+
+    @property
+    def status(self) -> Optional[int]:
+        """The exit code as a shell tells it, 128 + N for signal N; None before the end."""
+        return self.exit_code if self.signal is None else 128 + self.signal
+
+
+@dataclass(frozen=True)
+class Record:
+    """What the wrapper wrote of a job: the last attempt, and whether a cancellation was asked for."""
+
+    attempt: Optional[Attempt] = None
+    cancelled: bool = False
+
+
+def parse_record(text: str) -> Record:
+    """Read a record. A line without its newline is still being written; an unknown line or field is passed over."""
+    attempts: dict[int, Attempt] = {}
+    cancelled = False
+    for line in text.split("\n")[:-1]:
+        event, *pairs = line.split("\t")
+        fields = dict(pair.partition("=")[::2] for pair in pairs)
+        cancelled = cancelled or event == "cancelled"
+        number = _number(fields.get("attempt"))
+        if number is None:
+            continue
+        attempt = attempts.get(int(number), Attempt(int(number)))
+        at = _number(fields.get("time"))
+        if event == "started":
+            names = {"native_id": "id", "node": "node", "stdout": "stdout", "stderr": "stderr"}
+            attempt = replace(attempt, started=at, **{key: fields.get(name) or None for key, name in names.items()})
+        elif event == "told":
+            attempt = replace(attempt, told=(*attempt.told, fields.get("signal", "?")))
+        elif event == "limit":
+            attempt = replace(attempt, limit=True)
+        elif event == "ended":
+            code, signal = (_number(fields.get(name)) for name in ("exit", "signal"))
+            attempt = replace(
+                attempt,
+                ended=at,
+                exit_code=None if code is None else int(code),
+                signal=None if signal is None else int(signal),
+                told=tuple(filter(None, fields.get("told", "").split(","))),
+            )
+        attempts[int(number)] = attempt
+    return Record(attempts[max(attempts)] if attempts else None, cancelled)
+
+
+def _number(text: Optional[str]) -> Optional[float]:
+    try:
+        return float(text) if text else None
+    except ValueError:
+        return None
+
+
+@dataclass(frozen=True)
+class JobDir:
+    """The files of one job, as paths on the machine where it runs."""
+
+    path: str
+
+    @classmethod
+    def new(cls, root: str, key: str) -> JobDir:
+        """The directory for a new job under `root`; the name sorts by time and holds the start of the job's key."""
+        return cls(f"{root}/jobs/{time.strftime('%Y%m%dT%H%M%S', time.gmtime())}-{key[:8]}")
+
+    @classmethod
+    def of(cls, spec: Optional[JobSpec]) -> Optional[JobDir]:
+        """The directory of a job by its specification; None if it does not run our wrapper."""
+        arguments = (spec and spec.arguments) or []
+        if spec is None or spec.executable != _SHELL or len(arguments) != 2 or not arguments[1].endswith("/run"):
+            return None
+        return cls(arguments[1][: -len("/run")])
+
+    @property
+    def name(self) -> str:
+        """The name that marks in `events` begin with."""
+        return self.path.rpartition("/")[2]
+
+    @property
+    def events(self) -> str:
+        """The directory of marks that all jobs of the root share."""
+        return f"{self.path.rpartition('/jobs/')[0]}/events"
+
+    @property
+    def stdout(self) -> str:
+        """Where standard output goes unless the user names a file."""
+        return f"{self.path}/stdout"
+
+    @property
+    def stderr(self) -> str:
+        """Where standard error goes unless the user names a file."""
+        return f"{self.path}/stderr"
+
+    @property
+    def record(self) -> str:
+        """What the wrapper wrote."""
+        return f"{self.path}/record"
+
+    @property
+    def command(self) -> tuple[str, list[str]]:
+        """Executable and arguments that run the job."""
+        return _SHELL, ["-p", f"{self.path}/run"]
+
+    def create(self, transport: Transport, script: bytes, environment: Mapping[str, str]) -> None:
+        """Make the directory with all its files, or nothing at all."""
+        files = {"script": (script, 0o700), "run": (_RUN, 0o600)}
+        if environment:
+            lines = [f"export {name}={shlex.quote(value)}\n" for name, value in environment.items()]
+            files["environment"] = ("".join(lines).encode(), 0o600)
+        files.update({name: (b"", 0o600) for name in ("record", "stdout", "stderr")})
+        transport.make(self.events)
+        transport.create(self.path, files)
+
+    def read(self, transport: Transport) -> Record:
+        """The record so far; an empty one if the directory is gone."""
+        try:
+            return parse_record(transport.read(self.record, limit=_RECORD_LIMIT).decode(errors="replace"))
+        except FileNotFoundError:
+            return Record()

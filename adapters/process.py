@@ -1,0 +1,241 @@
+"""Processes without a scheduler: detached, so that they outlive whoever started them, with the same files and states.
+
+The native id is the process id of the wrapper, which leads a session and process group of its own.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Optional
+
+from psij import InvalidJobException, Job, JobExecutor, JobExecutorConfig, JobSpec, JobState, JobStatus, SubmitException
+
+from execute_batch_scheduler.adapters.jobdir import JobDir, Record
+from execute_batch_scheduler.adapters.slurm import submit_environment
+from execute_batch_scheduler.adapters.tracking import Details, Pace, Report, Tracker
+from execute_batch_scheduler.adapters.transport import Local, Transport, TransportError
+
+_TIMEOUT = 30.0
+_KILL_AFTER = 5  # seconds from TERM to KILL when a job is cancelled
+
+# A background child of a shell has SIGINT and SIGQUIT ignored, and what is ignored at its start a script cannot get
+# back: hence the trap. The id is told only when every redirection has succeeded.
+_START = """( trap - INT QUIT; cd -- {directory} || exit
+exec 6>&1 <{stdin} >{stdout} 2>{stderr} || exit
+echo "$BASHPID" >&6
+exec 6>&- setsid -- {command} ) &
+"""
+_CANCEL = """printf 'cancelled\\n' >>{record} || exit
+kill -s TERM -- -{pid} || exit 0
+( for ((i = 0; i < {patience}; i++)); do
+    sleep 0.1
+    ps -o stat= --sid {pid} | grep -qv '^Z' || exit 0
+  done
+  kill -s KILL -- -{pid} ) </dev/null >/dev/null 2>&1 &
+"""
+
+
+def start_script(spec: JobSpec) -> str:
+    """The shell text that starts a specification's command in the background and prints its process id."""
+    return _START.format(
+        directory=shlex.quote(str(_said(spec, "chdir") or spec.directory or ".")),
+        stdin=_redirection(spec, "input", spec.stdin_path) or "/dev/null",
+        stdout=_redirection(spec, "output", spec.stdout_path) or "/dev/null",
+        stderr=_redirection(spec, "error", spec.stderr_path) or "&1",
+        command=shlex.join([spec.executable or "", *(spec.arguments or [])]),
+    )
+
+
+def _said(spec: JobSpec, option: str) -> Optional[str]:
+    """The value of one of sbatch's options that no field of PSI/J's could hold."""
+    value = spec.attributes.get_custom_attribute(f"slurm.{option}") if spec.attributes is not None else None
+    return None if value is None else str(value)
+
+
+def _redirection(spec: JobSpec, option: str, path: Optional[Path]) -> Optional[str]:
+    pattern = _said(spec, option)
+    if pattern is not None:
+        return _filename(pattern, spec.name or "")
+    return None if path is None else shlex.quote(str(path))
+
+
+def _filename(path: str, name: str) -> str:
+    """A filename pattern of sbatch's as a shell word, with %-signs replaced as far as they mean anything here."""
+
+    variables = {"j": "BASHPID", "A": "BASHPID", "u": "USER", "N": "HOSTNAME"}
+    words = []
+    for piece in re.split(r"(%.)", path):
+        if piece[:1] == "%" and piece[1:] in variables:
+            words.append(f'"${variables[piece[1:]]}"')
+        elif piece:
+            words.append(shlex.quote({"%%": "%", "%x": name}.get(piece, piece)))
+    return "".join(words)
+
+
+def parse_processes(out: str) -> dict[str, str]:
+    """Process id -> command line, of those that live, from ``ps -o pid=,stat=,args=``."""
+    found = {}
+    for line in out.splitlines():
+        pid, stat, args = (line.split(None, 2) + ["", ""])[:3]
+        if not stat.startswith("Z"):
+            found[pid] = args
+    return found
+
+
+def verdict(record: Record, alive: bool) -> Report:
+    """What the record and the life of the process say together."""
+    attempt = record.attempt
+    if attempt is None or attempt.ended is None:
+        if alive:
+            return Report(JobState.ACTIVE, "RUNNING")
+        if record.cancelled:
+            return Report(JobState.CANCELED, "CANCELLED", reason="cancelled")
+        if attempt and attempt.limit:
+            return Report(JobState.FAILED, "TIMEOUT", reason="TimeLimit: it reached its time limit")
+        return Report(
+            JobState.FAILED,
+            "FAILED",
+            reason="its process is gone and left no end record: killed with SIGKILL, or the machine restarted",
+        )
+    code = attempt.status
+    if record.cancelled and attempt.told:
+        return Report(JobState.CANCELED, "CANCELLED", code, "cancelled")
+    if attempt.limit:
+        return Report(JobState.FAILED, "TIMEOUT", code, "TimeLimit: it reached its time limit")
+    if code == 0:
+        return Report(JobState.COMPLETED, "COMPLETED", code)
+    reason = "NonZeroExitCode" if attempt.signal is None else f"RaisedSignal:{attempt.signal}"
+    return Report(JobState.FAILED, "FAILED", code, reason)
+
+
+class ProcessExecutor(JobExecutor):
+    """Runs jobs as detached processes of this machine; registered as ``process``.
+
+    Parameters
+    ----------
+    url
+        Not used yet.
+    config
+        PSI/J's configuration. A job that does not run our wrapper yet gets a job directory below its work_directory.
+    """
+
+    def __init__(self, url: Optional[str] = None, config: Optional[JobExecutorConfig] = None) -> None:
+        super().__init__(url=url, config=config or JobExecutorConfig())
+        self.transport: Transport = Local()
+        # No scheduler is bothered by a question, and ps answers it.
+        pace = Pace(queued=0.5, queued_most=1.0, running=5.0, ended=0.0, ended_most=0.5, forgotten=0.2)
+        self.tracker = Tracker(self.name, self.transport, self._report, self._set_job_status, pace)
+
+    def submit(self, job: Job) -> None:
+        """See PSI/J. On return the process runs."""
+        spec = self._check_job(job)
+        if spec.executable is None:
+            raise InvalidJobException("a job needs an executable")
+        if JobDir.of(spec) is None:
+            job.spec = spec = self._wrapped(job, spec)
+        try:
+            result = self.transport.run(
+                ["/bin/bash", "-p", "-c", start_script(spec)], timeout=_TIMEOUT, environment=_environment(spec)
+            )
+        except TransportError as error:
+            raise SubmitException(str(error)) from error
+        if not result.stdout.strip().isdigit():
+            raise SubmitException(result.stderr.strip() or "the process could not be started")
+        job._native_id = int(result.stdout)
+        self._set_job_status(job, JobStatus(JobState.ACTIVE, metadata={"native_id": job.native_id}))
+        self.tracker.register_job(job)
+
+    def cancel(self, job: Job) -> None:
+        """See PSI/J: TERM to the whole process group, KILL a few seconds later to what is left of it."""
+        directory = JobDir.of(job.spec)
+        if job.native_id is None or directory is None:
+            raise SubmitException("Job does not have a native ID.")
+        if job.status.final or not self._alive([job]):
+            self.tracker.hurry(job)
+            return
+        script = _CANCEL.format(record=shlex.quote(directory.record), pid=int(job.native_id), patience=_KILL_AFTER * 10)
+        try:
+            result = self.transport.run(["/bin/bash", "-p", "-c", script], timeout=_TIMEOUT)
+        except TransportError as error:
+            raise SubmitException(str(error)) from error
+        if result.exit_code != 0:
+            raise SubmitException(str(result))
+        self.tracker.hurry(job)
+
+    def attach(self, job: Job, native_id: str) -> None:
+        """See PSI/J. The job's specification must name its job directory, as our own jobs' do."""
+        if JobDir.of(job.spec) is None:
+            raise InvalidJobException("a process without a job directory cannot be attached to: it leaves no exit code")
+        job._native_id = native_id
+        job.executor = self
+        self.tracker.register_job(job)
+
+    def list(self) -> list[str]:
+        """See PSI/J: the processes of this user that run our wrapper."""
+        result = self.transport.run(["ps", "-u", str(os.getuid()), "-o", "pid=,stat=,args="], timeout=_TIMEOUT)
+        return [pid for pid, args in parse_processes(result.stdout).items() if re.search(r"/jobs/[^/]+/run$", args)]
+
+    def inspect(self, job: Job) -> Details:
+        """What is known of a job beside its status. No I/O."""
+        return self.tracker.details(job)
+
+    def record(self, job: Job) -> Record:
+        """The job's own record as last read. No I/O."""
+        return self.tracker.record(job)
+
+    def _wrapped(self, job: Job, spec: JobSpec) -> JobSpec:
+        """The same job, run by our wrapper: a detached process tells nobody else its exit code."""
+        directory = JobDir.new(str(self.config.work_directory / self.name), job.id)
+        script = f"#!/bin/bash -p\nexec {shlex.join([spec.executable or '', *(spec.arguments or [])])}\n"
+        directory.create(self.transport, script.encode(), {})
+        executable, arguments = directory.command
+        wrapped = JobSpec(
+            executable,
+            arguments,
+            directory=spec.directory,
+            name=spec.name,
+            inherit_environment=spec.inherit_environment,
+            environment=dict(spec.environment or {}),
+            stdin_path=spec.stdin_path,
+            stdout_path=spec.stdout_path or Path(directory.stdout),
+            stderr_path=spec.stderr_path or Path(directory.stderr),
+            resources=spec.resources,
+            attributes=spec.attributes,
+        )
+        return wrapped
+
+    def _alive(self, jobs: Sequence[Job]) -> set[str]:
+        """Ids of the jobs whose process lives; another process that has got the same number does not count."""
+        pids = ",".join(job.native_id or "" for job in jobs)
+        result = self.transport.run(["ps", "-o", "pid=,stat=,args=", "-p", pids], timeout=_TIMEOUT)
+        if result.stderr:
+            raise TransportError(str(result))
+        found = parse_processes(result.stdout)
+        return {
+            job.id
+            for job in jobs
+            if (directory := JobDir.of(job.spec)) and directory.path in found.get(job.native_id or "", "")
+        }
+
+    def _report(self, jobs: Sequence[Job]) -> Mapping[str, Report]:
+        def records() -> dict[str, Record]:
+            return {job.id: directory.read(self.transport) for job in jobs if (directory := JobDir.of(job.spec))}
+
+        before = records()
+        open_jobs = [job for job in jobs if not (attempt := before[job.id].attempt) or attempt.ended is None]
+        if not open_jobs:
+            return {key: verdict(record, alive=False) for key, record in before.items()}
+        alive = self._alive(open_jobs)  # before the records are read again: a process that is gone has written its own
+        return {key: verdict(record, key in alive) for key, record in records().items()}
+
+
+def _environment(spec: JobSpec) -> dict[str, str]:
+    environment = submit_environment(os.environ) if spec.inherit_environment else {}
+    environment.update(spec.environment or {})
+    if spec.attributes is not None and spec.attributes.duration is not None:
+        environment["EXECUTE_TIME_LIMIT"] = str(int(spec.attributes.duration.total_seconds()))
+    return environment

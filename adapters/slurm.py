@@ -1,0 +1,432 @@
+"""Slurm: PSI/J's executor with sbatch's own language, honest states and a tracker in place of its poll thread.
+
+The pure half (argv, job id, parsers) comes first; options are sbatch's, https://slurm.schedmd.com/sbatch.html.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import time
+from collections.abc import Collection, Mapping, Sequence
+from datetime import timedelta
+from pathlib import Path
+from subprocess import CalledProcessError
+from typing import IO, Optional
+
+from psij import Job, JobSpec, JobState, JobStatus, ResourceSpecV1, SubmitException
+from psij.executors.batch.slurm import SlurmExecutorConfig, SlurmJobExecutor
+
+from execute_batch_scheduler.adapters.jobdir import Record
+from execute_batch_scheduler.adapters.tracking import Details, Report, Tracker
+from execute_batch_scheduler.adapters.transport import Local, Result, Transport, TransportError
+
+NATIVE_ARGUMENTS = "native_arguments"
+"""The custom attribute that holds words for sbatch which are not an option with a value: ``["--hold"]``."""
+
+# https://slurm.schedmd.com/job_state_codes.html; COMPLETING and what follows are flags that hide the state.
+STATES = {
+    "PENDING": JobState.QUEUED,
+    "RUNNING": JobState.ACTIVE,
+    "SUSPENDED": JobState.ACTIVE,
+    "COMPLETED": JobState.COMPLETED,
+    "CANCELLED": JobState.CANCELED,
+    "FAILED": JobState.FAILED,
+    "TIMEOUT": JobState.FAILED,
+    "NODE_FAIL": JobState.FAILED,
+    "PREEMPTED": JobState.FAILED,
+    "BOOT_FAIL": JobState.FAILED,
+    "DEADLINE": JobState.FAILED,
+    "OUT_OF_MEMORY": JobState.FAILED,
+    "LAUNCH_FAILED": JobState.FAILED,
+    "REVOKED": JobState.FAILED,
+    "COMPLETING": JobState.ACTIVE,
+    "CONFIGURING": JobState.QUEUED,
+    "POWER_UP_NODE": JobState.QUEUED,
+    "REQUEUED": JobState.QUEUED,
+    "REQUEUE_FED": JobState.QUEUED,
+    "REQUEUE_HOLD": JobState.QUEUED,
+    "SPECIAL_EXIT": JobState.QUEUED,
+    "RESV_DEL_HOLD": JobState.QUEUED,
+    "RESIZING": JobState.ACTIVE,
+    "SIGNALING": JobState.ACTIVE,
+    "STAGE_OUT": JobState.ACTIVE,
+    "STOPPED": JobState.ACTIVE,
+    "UPDATE_DB": JobState.ACTIVE,
+}
+
+# https://slurm.schedmd.com/job_reason_codes.html, the usual ones, in words.
+REASONS = {
+    "BadConstraints": "no node can satisfy what was asked for",
+    "BeginTime": "its begin time has not come",
+    "Dependency": "a job it depends on has not ended",
+    "DependencyNeverSatisfied": "what it depends on can no longer happen; it will never start",
+    "JobArrayTaskLimit": "the array's limit of running tasks is reached",
+    "JobHeldAdmin": "an administrator holds it",
+    "JobHeldUser": "it is held; release it with scontrol release",
+    "JobLaunchFailure": "the node could not start it",
+    "Licenses": "no licence is free",
+    "NodeDown": "a node it needs is down",
+    "NodeFailure": "its node failed",
+    "OutOfMemory": "it used more memory than it had asked for",
+    "PartitionDown": "the partition is down",
+    "PartitionInactive": "the partition is inactive",
+    "PartitionNodeLimit": "it asks for more nodes than the partition allows or has up",
+    "PartitionTimeLimit": "its time limit is above the partition's",
+    "Priority": "jobs of higher priority come first",
+    "QOSMaxJobsPerUserLimit": "you have as many jobs running as the QOS allows",
+    "ReqNodeNotAvail": "a node it needs is not available",
+    "RequeueHold": "it was requeued and is held",
+    "Reservation": "it waits for its reservation",
+    "Resources": "it waits for nodes to become free",
+    "SystemFailure": "Slurm itself failed",
+    "TimeLimit": "it reached its time limit",
+}
+
+_SUBMIT_TIMEOUT = 120.0  # a stalled controller: sbatch itself gives up after MessageTimeout, by default 10 s, tries
+_QUESTION_TIMEOUT = 30.0
+# Of these the commands of Slurm take their behaviour or their output's form, https://slurm.schedmd.com/squeue.html
+_QUESTION_VARIABLES = re.compile(r"S(QUEUE|CONTROL|ACCT|CANCEL|INFO)_|SLURM_(TIME_FORMAT|CLUSTERS|BITSTR_LEN)$")
+# What belongs to the process that submits and must not reach the job: an allocation or MPI world around the kernel,
+# the kernel itself, a hub, the terminal. SBATCH_WAIT would block, SBATCH_ARRAY_INX make many jobs of one.
+_LOCAL_VARIABLES = re.compile(
+    r"(SLURM|SRUN|PMI|PMIX|JPY|JUPYTERHUB|IPYTHON|OAR|PBS)_|PMI\w*$|SLURMD_|MPLBACKEND$|CLICOLOR(_FORCE)?$|FORCE_COLOR$"
+    r"|PAGER$|GIT_PAGER$|SBATCH_WAIT$|JPY_"
+)
+_CLIENT_VARIABLES = {"SLURM_CONF", "SLURM_CLUSTERS", "SLURM_HINT", "SLURM_UMASK", "SLURM_JWT"}
+
+# scontrol separates its words by spaces that values may hold too: each is looked for at the head of its own line, and
+# what the user chose (name, comment, paths) stands in lines of its own.
+_SHOWN_STATE = re.compile(r"^ +JobState=(\S+) Reason=(.*?) (?:FailedNode=\S+ )?Dependency=", re.MULTILINE)
+_SHOWN_END = re.compile(r"^ +Requeue=\d+ Restarts=(\d+) .*\bExitCode=(\d+):(\d+)", re.MULTILINE)
+_SHOWN_TIMES = re.compile(r"^ +StartTime=(\S+) EndTime=(\S+)", re.MULTILINE)
+_SHOWN_NODES = re.compile(r"^ +NodeList=(\S+)", re.MULTILINE)
+_QUEUE_COLUMNS = {"JobID": 24, "State": 24, "exit_code": 12, "RestartCnt": 12, "StartTime": 24, "NodeList": 256}
+_QUEUE_FORMAT = ",".join(f"{name}:{width}" for name, width in _QUEUE_COLUMNS.items()) + ",Reason:512"
+_ACCOUNT_FORMAT = "JobIDRaw,State,ExitCode,Reason,Start,End,NodeList"
+
+
+def submit_arguments(spec: JobSpec) -> list[str]:
+    """sbatch's words for a specification: what it does not say is not said to Slurm."""
+    words = []
+
+    def say(option: str, value: object) -> None:
+        if value is not None:
+            words.append(f"--{option}={value}")
+
+    if spec.name != spec.executable:  # PSI/J's way of saying that there is no name
+        say("job-name", spec.name)
+    say("chdir", spec.directory)
+    for option, path in (("input", spec.stdin_path), ("output", spec.stdout_path), ("error", spec.stderr_path)):
+        say(option, None if path is None else literal_filename(str(path)))
+    resources = spec.resources
+    if isinstance(resources, ResourceSpecV1):
+        say("nodes", resources.node_count)
+        say("ntasks", resources.process_count)
+        say("ntasks-per-node", resources.processes_per_node)
+        say("cpus-per-task", resources.cpu_cores_per_process)
+        say("gpus-per-task", resources.gpu_cores_per_process)
+        say("mem", resources.memory and f"{max(1, resources.memory // 1024)}K")
+        if resources.exclusive_node_use:
+            words.append("--exclusive")
+    attributes = spec.attributes
+    if attributes is not None:
+        say("time", None if attributes.duration is None else format_time(attributes.duration))
+        say("partition", attributes.queue_name)
+        say("account", attributes.account)
+        say("reservation", attributes.reservation_id)
+        for name, value in (attributes.custom_attributes or {}).items():
+            scheduler, dot, option = name.partition(".")
+            if dot and scheduler.lower() == "slurm":
+                words.append(f"-{option}{value}" if len(option) == 1 else f"--{option}={value}")
+        native = attributes.get_custom_attribute(NATIVE_ARGUMENTS)
+        words += [str(word) for word in native] if isinstance(native, (list, tuple)) else []
+    if not spec.inherit_environment:
+        words.append("--export=NONE")
+    return words
+
+
+def submit_script(spec: JobSpec) -> str:
+    """The script that sbatch gets: the specification's environment and command."""
+    command = [spec.executable or "", *(spec.arguments or [])]
+    lines = [f"export {name}={shlex.quote(value)}" for name, value in (spec.environment or {}).items()]
+    for hook in (spec.pre_launch, spec.post_launch):
+        if hook is not None:
+            raise SubmitException("tracked-slurm runs one command: put pre_launch and post_launch into the script")
+    return "\n".join(["#!/bin/bash -p", *lines, f"exec {shlex.join(command)}", ""])
+
+
+def literal_filename(path: str) -> str:
+    """A path for --output and its like, whose %-patterns sbatch would expand; a backslash would turn that off."""
+    return path if "\\" in path else path.replace("%", "%%")
+
+
+def format_time(duration: timedelta) -> str:
+    """days-hours:minutes:seconds."""
+    seconds = int(duration.total_seconds())
+    days, seconds = divmod(seconds, 86400)
+    clock = f"{seconds // 3600:02d}:{seconds // 60 % 60:02d}:{seconds % 60:02d}"
+    return f"{days}-{clock}" if days else clock
+
+
+def job_id(out: str) -> Optional[str]:
+    """The id in what ``sbatch --parsable`` printed: ``123`` or ``123;cluster``."""
+    match = re.match(r"(\d+)(;.*)?$", out.split("\n", 1)[0].strip())
+    return match.group(1) if match else None
+
+
+def submit_environment(environment: Mapping[str, str]) -> dict[str, str]:
+    """What sbatch may see, and with it the job."""
+    return {
+        name: value
+        for name, value in environment.items()
+        if name in _CLIENT_VARIABLES or not _LOCAL_VARIABLES.match(name)
+    }
+
+
+def question_environment(environment: Mapping[str, str]) -> dict[str, str]:
+    """What the other commands may see, so that their output has the form that is parsed here."""
+    return {name: value for name, value in environment.items() if not _QUESTION_VARIABLES.match(name)}
+
+
+def parse_show_job(out: str) -> Optional[Report]:
+    """What ``scontrol show job ID`` says; None if it is no such answer."""
+    shown = _SHOWN_STATE.search(out)
+    if not shown:
+        return None
+    state, reason = shown.groups()
+    end, times, nodes = (pattern.search(out) for pattern in (_SHOWN_END, _SHOWN_TIMES, _SHOWN_NODES))
+    restarts, code, signal = (int(number) for number in end.groups()) if end else (0, 0, 0)
+    start, ended = (_time(text) for text in times.groups()) if times else (None, None)
+    queued = STATES.get(state) is JobState.QUEUED
+    return Report(
+        state=STATES.get(state),
+        native_state=state,
+        exit_code=_exit_code(state, code, signal),
+        reason=reason_in_words(reason, state),
+        expected_start=start if queued else None,
+        nodes=nodes[1] if nodes and nodes[1] != "(null)" else None,
+        attempt=restarts,
+        started=None if queued else start,
+        ended=ended,
+    )
+
+
+def parse_queue(out: str) -> dict[str, Report]:
+    """What squeue says, by job id. A line that cannot be read is left out; it concerns that job alone."""
+    reports = {}
+    for line in out.splitlines():
+        fields, at = {}, 0
+        for name, width in _QUEUE_COLUMNS.items():
+            fields[name], at = line[at : at + width].strip(), at + width
+        state = fields["State"]
+        if not fields["JobID"].isdigit() or not state:
+            continue
+        status = int(fields["exit_code"]) if fields["exit_code"].isdigit() else 0  # as waitpid tells it
+        queued = STATES.get(state) is JobState.QUEUED
+        start = _time(fields["StartTime"])
+        reports[fields["JobID"]] = Report(
+            state=STATES.get(state),
+            native_state=state,
+            exit_code=_exit_code(state, status >> 8, status & 0x7F),
+            reason=reason_in_words(line[at:].strip(), state),
+            expected_start=start if queued else None,
+            nodes=fields["NodeList"] or None,
+            attempt=int(fields["RestartCnt"]) if fields["RestartCnt"].isdigit() else 0,
+            started=None if queued else start,
+        )
+    return reports
+
+
+def parse_accounting(out: str) -> dict[str, Report]:
+    """What sacct says, by job id; of jobs that it holds to be ended. The controller no longer knows them."""
+    reports = {}
+    for line in out.splitlines():
+        fields = line.split("|")
+        if len(fields) != len(_ACCOUNT_FORMAT.split(",")):
+            continue
+        number, words, code, reason, start, end, nodes = fields
+        state, *by = words.split()  # "CANCELLED by 1000"
+        exit_code, _, signal = code.partition(":")
+        report = Report(
+            state=STATES.get(state),
+            native_state=state,
+            exit_code=_exit_code(state, int(exit_code or 0), int(signal or 0)),
+            reason=" ".join(["cancelled", *by]) if by else reason_in_words(reason, state),
+            nodes=nodes if nodes != "None assigned" else None,
+            started=_time(start),
+            ended=_time(end),
+        )
+        if report.final:
+            reports[number] = report
+    return reports
+
+
+def reason_in_words(reason: str, state: str) -> Optional[str]:
+    """Slurm's reason, and what it means where we know; its own text always stays."""
+    code, _, rest = reason.partition(",")
+    if reason in ("", "None", "(null)"):
+        code = reason = {"OUT_OF_MEMORY": "OutOfMemory", "TIMEOUT": "TimeLimit", "NODE_FAIL": "NodeFailure"}.get(state, "")
+    words = REASONS.get(code)
+    if not words:
+        return reason or None
+    return f"{code}: {words}" + (f" ({rest.strip()})" if rest else "")
+
+
+def _exit_code(state: str, code: int, signal: int) -> Optional[int]:
+    """As a shell tells it, 128 + N for signal N. None where no script has ended by itself."""
+    final = STATES.get(state)
+    if final is None or not final.final or state in ("NODE_FAIL", "BOOT_FAIL", "DEADLINE", "REVOKED"):
+        return None
+    if signal > 64:  # Slurm's own marks: 125 for a memory kill
+        return None
+    if signal:
+        return 128 + signal
+    return code if code or state == "COMPLETED" else None
+
+
+def _time(text: str) -> Optional[float]:
+    try:
+        return time.mktime(time.strptime(text, "%Y-%m-%dT%H:%M:%S"))
+    except ValueError:  # Unknown, N/A, (null)
+        return None
+
+
+class TrackedSlurmExecutor(SlurmJobExecutor):
+    """PSI/J's Slurm executor; registered as ``tracked-slurm``.
+
+    Submission, attaching and cancelling are PSI/J's. What sbatch is given, how its commands run, and how states become
+    known are ours.
+
+    Parameters
+    ----------
+    url
+        Not used yet.
+    config
+        PSI/J's configuration; its polling settings have no effect.
+    """
+
+    def __init__(self, url: Optional[str] = None, config: Optional[SlurmExecutorConfig] = None) -> None:
+        self.transport: Transport = Local()  # the base class starts the tracker
+        self._accounting = True
+        super().__init__(url=url, config=config)
+
+    # PSI/J's documented hooks
+
+    def generate_submit_script(self, job: Job, context: Mapping[str, object], submit_file: IO[str]) -> None:
+        """See PSI/J."""
+        assert job.spec is not None
+        submit_file.write(submit_script(job.spec))
+
+    def get_submit_command(self, job: Job, submit_file_path: Path) -> list[str]:
+        """See PSI/J."""
+        assert job.spec is not None
+        return ["sbatch", "--parsable", *submit_arguments(job.spec), str(submit_file_path.absolute())]
+
+    def job_id_from_submit_output(self, out: str) -> str:
+        """See PSI/J."""
+        number = job_id(out)
+        if number is None:
+            raise SubmitException(f"sbatch succeeded but printed no job id: {out!r}")
+        return number
+
+    def get_status_command(self, native_ids: Collection[str]) -> list[str]:
+        """One job: scontrol, one RPC. Several: one squeue for all of the user's, never a list of ids."""
+        if len(native_ids) == 1:
+            return ["scontrol", "--local", "show", "job", *native_ids]
+        return ["squeue", "--local", "--me", "-t", "all", "-h", "-O", _QUEUE_FORMAT]
+
+    def parse_status_output(self, exit_code: int, out: str) -> dict[str, JobStatus]:
+        """See PSI/J; the tracker uses the parsers themselves, which say more."""
+        return {
+            number: JobStatus(report.state, message=report.reason, exit_code=report.exit_code)
+            for number, report in parse_queue(out).items()
+            if report.state is not None
+        }
+
+    def _ensure_work_dir(self) -> None:
+        """Submit files hold the job's environment: nobody else is to read them."""
+        Local().make(str(self.work_directory))
+        self.work_directory.chmod(0o700)
+
+    def _start_queue_poll_thread(self) -> Tracker:  # type: ignore[override]
+        self.tracker = Tracker(self.name, self.transport, self._report, self._set_job_status)
+        return self.tracker
+
+    def _run_command(self, cmd: list[str]) -> str:
+        try:
+            result = self._run(cmd)
+        except TransportError as error:
+            raise SubmitException(str(error)) from error
+        if result.exit_code != 0:
+            raise CalledProcessError(result.exit_code, cmd, output=(result.stderr or result.stdout).strip() or str(result))
+        return result.stdout
+
+    def _read_aux_files(self, job: Job, status: JobStatus) -> None:
+        """PSI/J's exit-code files: we have none."""
+
+    # what is ours
+
+    def submit(self, job: Job) -> None:
+        """See PSI/J; of a job that is refused nothing is left."""
+        try:
+            super().submit(job)
+        except BaseException:
+            Local().remove(str(self.work_directory / f"{job.id}.job"))
+            raise
+
+    def cancel(self, job: Job) -> None:
+        """See PSI/J; and the state is asked for soon."""
+        super().cancel(job)
+        self.tracker.hurry(job)
+
+    def inspect(self, job: Job) -> Details:
+        """What is known of a job beside its status. No I/O."""
+        return self.tracker.details(job)
+
+    def record(self, job: Job) -> Record:
+        """The job's own record as last read. No I/O."""
+        return self.tracker.record(job)
+
+    def _run(self, command: Sequence[str]) -> Result:
+        if command[0] == "sbatch":
+            return self.transport.run(command, timeout=_SUBMIT_TIMEOUT, environment=submit_environment(os.environ))
+        return self.transport.run(command, timeout=_QUESTION_TIMEOUT, environment=question_environment(os.environ))
+
+    def _report(self, jobs: Sequence[Job]) -> dict[str, Report]:
+        """Ask the controller, then accounting about those it has forgotten."""
+        numbers = {job.native_id: job.id for job in jobs if job.native_id}
+        reports = self._ask_controller(list(numbers))
+        forgotten = [number for number in numbers if number not in reports]
+        if forgotten and self._accounting:
+            reports.update(self._ask_accounting(forgotten))
+        return {key: reports[number] for number, key in numbers.items() if number in reports}
+
+    def _ask_controller(self, numbers: list[str]) -> dict[str, Report]:
+        result = self._run(self.get_status_command(numbers))
+        if len(numbers) > 1:
+            if result.exit_code != 0:
+                raise TransportError(str(result))
+            return parse_queue(result.stdout)
+        if result.exit_code != 0 and "Invalid job id" not in result.stderr:
+            raise TransportError(str(result))
+        report = parse_show_job(result.stdout)
+        if report is None and result.exit_code == 0:
+            raise TransportError(f"an answer that cannot be read: {result}")
+        return {} if report is None else {numbers[0]: report}
+
+    def _ask_accounting(self, numbers: list[str]) -> dict[str, Report]:
+        try:
+            result = self._run(["sacct", "-n", "-P", "-X", "-j", ",".join(numbers), "-o", _ACCOUNT_FORMAT])
+        except TransportError as error:
+            if "could not be run" not in str(error):
+                raise
+            self._accounting = False
+            return {}
+        if "accounting storage is disabled" in result.stderr:
+            self._accounting = False
+            return {}
+        if result.exit_code != 0:
+            raise TransportError(str(result))
+        return parse_accounting(result.stdout)

@@ -1,0 +1,43 @@
+"""PSI/J's own executors, tracked: the job's record says when it ended and how, long before their polling does."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Optional
+
+from psij import Job, JobExecutor, JobState, JobStatus
+
+from execute_batch_scheduler.adapters.jobdir import JobDir
+from execute_batch_scheduler.adapters.tracking import Pace, Report, Tracker
+from execute_batch_scheduler.adapters.transport import Transport
+
+
+def track(executor: JobExecutor, transport: Transport) -> Tracker:
+    """A tracker for an executor that has none. Its questions cost nothing: they read what PSI/J knows by now."""
+
+    def report(jobs: Sequence[Job]) -> dict[str, Report]:
+        found = {}
+        for job in jobs:
+            answer = verdict(job, transport)
+            if answer is not None:
+                found[job.id] = answer
+        return found
+
+    pace = Pace(queued=0.25, queued_most=1.0, running=1.0, ended=0.0)
+    return Tracker(executor.name, transport, report, lambda job, status: None, pace)
+
+
+def verdict(job: Job, transport: Transport) -> Optional[Report]:
+    """The end record decides. PSI/J's COMPLETED without one is no evidence: it says so of vanished jobs too."""
+    directory = JobDir.of(job.spec)
+    attempt = directory.read(transport).attempt if directory else None
+    status: JobStatus = job.status
+    if attempt and attempt.ended is not None:
+        if status.state is JobState.CANCELED or attempt.status == 0:
+            state = JobState.CANCELED if status.state is JobState.CANCELED else JobState.COMPLETED
+        else:
+            state = JobState.FAILED
+        return Report(state, exit_code=attempt.status, reason=status.message)
+    if status.state is JobState.COMPLETED:
+        return None
+    return Report(status.state, exit_code=status.exit_code, reason=status.message)

@@ -1,0 +1,433 @@
+"""How a job's state becomes known: evidence from its directory first, then one question to the scheduler.
+
+One tracker per executor, one thread per tracker, whatever the number of jobs. The thread lists the directory of marks
+that all wrappers share and reads the records of the jobs named there. What it finds decides when the scheduler is
+asked; the answer decides what the state is. Questions run on a second thread: a scheduler that is down takes seconds
+to say so, and evidence must not wait for it.
+"""
+
+from __future__ import annotations
+
+import logging
+import queue
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from typing import Optional, Protocol
+from weakref import WeakKeyDictionary
+
+from psij import Job, JobState, JobStatus
+
+from execute_batch_scheduler.adapters.jobdir import JobDir, Record
+from execute_batch_scheduler.adapters.transport import Transport, TransportError
+
+logger = logging.getLogger(__name__)
+
+NO_EVIDENCE = "no evidence of its end: it is in no queue, left no end record, and no accounting knows it"
+
+
+@dataclass(frozen=True)
+class Report:
+    """A scheduler's answer about one job. `state` is None where its word for the state is not known to us."""
+
+    state: Optional[JobState]
+    native_state: Optional[str] = None
+    exit_code: Optional[int] = None
+    reason: Optional[str] = None
+    expected_start: Optional[float] = None
+    nodes: Optional[str] = None
+    attempt: int = 0
+    started: Optional[float] = None
+    ended: Optional[float] = None
+
+    @property
+    def final(self) -> bool:
+        """Whether the job has ended."""
+        return self.state is not None and self.state.final
+
+
+@dataclass(frozen=True)
+class Details:
+    """What is known of a job beside PSI/J's status; times are seconds since the epoch."""
+
+    native_state: Optional[str] = None
+    reason: Optional[str] = None
+    expected_start: Optional[float] = None
+    nodes: Optional[str] = None
+    started: Optional[float] = None
+    ended: Optional[float] = None
+    unanswered_since: Optional[float] = None
+
+
+@dataclass(frozen=True)
+class Pace:
+    """How often to look and to ask, in seconds."""
+
+    look_watched: float = 0.02  # at the marks, while somebody waits for a job that has just moved
+    look_idle: float = 1.0  # at the marks, while nobody waits
+    sweep: float = 30.0  # at a record whose mark never came: NFS may hide names that long
+    queued: float = 3.0  # first question about a job that has not started: it mostly has by then
+    queued_most: float = 60.0
+    running: float = 75.0  # question about a job that runs and says nothing
+    ended: float = 0.03  # first question after an end record: the controller knows a moment later
+    ended_most: float = 2.0
+    forgotten: float = 1.0  # before a "not found" is believed, twice
+    unanswered: float = 5.0
+
+
+class Deliver(Protocol):
+    """What a tracker calls when a job's state has changed."""
+
+    def __call__(self, job: Job, status: JobStatus) -> None:
+        """Take the new status."""
+
+
+@dataclass
+class _Entry:
+    job: Job
+    directory: Optional[JobDir]
+    born: float
+    record: Record = field(default_factory=Record)
+    report: Optional[Report] = None
+    details: Details = field(default_factory=Details)
+    status: Optional[JobStatus] = None  # the last one delivered
+    moved: float = 0.0  # when something last happened
+    next_look: float = 0.0
+    next_ask: float = 0.0
+    step: float = 0.0  # the pause between questions, doubled as long as nothing happens
+    asked: bool = False  # a question is under way
+    misses: int = 0
+    watchers: int = 0
+    listeners: list[Callable[[], None]] = field(default_factory=list)
+
+
+class Tracker:
+    """Watches the jobs of one executor until they have ended.
+
+    Parameters
+    ----------
+    name
+        For the threads' names.
+    transport
+        Where the job directories lie.
+    ask
+        Answers by PSI/J job id; a job that is missing is one the scheduler does not know. It may block, and raises
+        TransportError where the scheduler did not answer.
+    deliver
+        Called for each change of state, on the tracker's thread.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        transport: Transport,
+        ask: Callable[[Sequence[Job]], Mapping[str, Report]],
+        deliver: Deliver,
+        pace: Pace = Pace(),
+    ) -> None:
+        self.pace = pace
+        self._name = name
+        self._transport = transport
+        self._ask = ask
+        self._deliver = deliver
+        self._entries: dict[str, _Entry] = {}
+        self._seen: dict[str, set[str]] = {}
+        self._ended: WeakKeyDictionary[Job, _Entry] = WeakKeyDictionary()
+        self._lock = threading.RLock()
+        self._wake = threading.Event()
+        self._questions: queue.SimpleQueue[list[_Entry]] = queue.SimpleQueue()
+        self._running = False
+
+    # what executors and handles call
+
+    def register_job(self, job: Job) -> None:
+        """Begin to track a job that has its native id. Named as PSI/J's own poll thread names it."""
+        now = time.monotonic()
+        entry = _Entry(job, JobDir.of(job.spec), born=now, moved=now, next_ask=now + self.pace.queued)
+        with self._lock:
+            self._entries[job.id] = entry
+            if not self._running:
+                self._running = True
+                for target in (self._watch, self._inquire):
+                    threading.Thread(target=target, name=f"{self._name} {target.__name__}", daemon=True).start()
+        self._wake.set()
+
+    def status(self, job: Job) -> JobStatus:
+        """The last state delivered. PSI/J's own until there is one, but never a final one that was not judged here."""
+        entry = self._entry(job)
+        if entry and entry.status:
+            return entry.status
+        return JobStatus(JobState.ACTIVE) if job.status.final else job.status
+
+    def details(self, job: Job) -> Details:
+        """What is known of a job. No I/O."""
+        entry = self._entry(job)
+        return entry.details if entry else Details()
+
+    def record(self, job: Job) -> Record:
+        """The record as last read. No I/O."""
+        entry = self._entry(job)
+        return entry.record if entry else Record()
+
+    def _entry(self, job: Job) -> Optional[_Entry]:
+        with self._lock:
+            return self._entries.get(job.id) or self._ended.get(job)
+
+    def listen(self, job: Job, listener: Callable[[], None]) -> None:
+        """Call `listener` on the tracker's thread whenever something of the job changes."""
+        with self._lock:
+            entry = self._entries.get(job.id)
+            if entry:
+                entry.listeners.append(listener)
+                return
+        listener()
+
+    @contextmanager
+    def watched(self, job: Job) -> Iterator[None]:
+        """While somebody waits for a job it is looked at more often."""
+        with self._lock:
+            entry = self._entries.get(job.id)
+            if entry:
+                entry.watchers += 1
+        self._wake.set()
+        try:
+            yield
+        finally:
+            if entry:
+                with self._lock:
+                    entry.watchers -= 1
+
+    def hurry(self, job: Job) -> None:
+        """Ask about a job soon: something was just done to it."""
+        with self._lock:
+            entry = self._entries.get(job.id)
+            if entry:
+                self._ask_in(entry, self.pace.ended)
+        self._wake.set()
+
+    # the watching thread
+
+    def _watch(self) -> None:
+        while True:
+            try:
+                self._look()
+                self._put_questions()
+            except Exception:  # a thread that dies would leave every job as it is, for ever
+                logger.exception("%s: looking at the jobs failed; going on", self._name)
+                time.sleep(1)
+            self._wake.wait(self._pause())
+            self._wake.clear()
+
+    def _pause(self) -> Optional[float]:
+        now = time.monotonic()
+        with self._lock:
+            entries = list(self._entries.values())
+        if not entries:
+            return None
+        pauses = [max(0.0, entry.next_ask - now) for entry in entries if not entry.asked]
+        for entry in entries:
+            if entry.watchers:  # quick for half a minute after something happened, then slower, by the job's quiet
+                pauses.append(min(0.25, max(self.pace.look_watched, (now - entry.moved) / 600)))
+            else:
+                pauses.append(self.pace.look_idle)
+        return min(pauses)
+
+    def _look(self) -> None:
+        now = time.monotonic()
+        with self._lock:
+            entries = [entry for entry in self._entries.values() if entry.directory]
+        marked = self._marked({entry.directory.events for entry in entries if entry.directory})
+        for entry in entries:
+            assert entry.directory
+            if entry.directory.path in marked or now >= entry.next_look:
+                entry.next_look = now + self.pace.sweep
+                record = entry.directory.read(self._transport)
+                if record != entry.record:
+                    self._take_record(entry, record)
+
+    def _marked(self, folders: Iterable[str]) -> set[str]:
+        """Paths of the job directories for which there are marks not seen before."""
+        marked = set()
+        for folder in folders:
+            names = set(self._transport.names(folder))
+            if folder not in self._seen:
+                names -= self._sweep_out(folder, names)
+            fresh = names - self._seen.get(folder, set())
+            self._seen[folder] = names
+            marked |= {f"{folder[: -len('/events')]}/jobs/{name.split('.', 1)[0]}" for name in fresh}
+        return marked
+
+    def _sweep_out(self, folder: str, names: set[str]) -> set[str]:
+        """Remove the marks of jobs submitted more than an hour ago: whoever tracks them has long seen these."""
+        hour_ago = time.strftime("%Y%m%dT%H%M%S", time.gmtime(time.time() - 3600))
+        old = {name for name in names if name < hour_ago}
+        for name in old:
+            self._transport.remove(f"{folder}/{name}")
+        return old
+
+    def _take_record(self, entry: _Entry, record: Record) -> None:
+        with self._lock:
+            before, entry.record = entry.record.attempt, record
+            attempt = record.attempt
+            entry.moved = time.monotonic()
+            if not attempt:
+                return
+            if attempt.ended is not None:
+                self._ask_in(entry, self.pace.ended)
+            elif before is None or before.number != attempt.number:
+                self._ask_in(entry, self.pace.running)
+            elif attempt.told != before.told or attempt.limit:
+                self._ask_in(entry, self.pace.forgotten)
+            entry.details = replace(
+                entry.details,
+                native_state="RUNNING",
+                reason=None,
+                expected_start=None,
+                nodes=entry.details.nodes or attempt.node,
+                started=attempt.started,
+            )
+        self._tell(entry, JobStatus(JobState.ACTIVE, time=attempt.started))
+
+    def _put_questions(self) -> None:
+        now = time.monotonic()
+        with self._lock:
+            due = [entry for entry in self._entries.values() if not entry.asked and entry.next_ask <= now]
+            if len(due) > 1:  # one question answers for all, so nobody need be asked about again soon
+                due = [entry for entry in self._entries.values() if not entry.asked]
+            for entry in due:
+                entry.asked = True
+        if due:
+            self._questions.put(due)
+
+    # the asking thread
+
+    def _inquire(self) -> None:
+        while True:
+            entries = self._questions.get()
+            try:
+                reports = self._ask([entry.job for entry in entries])
+            except TransportError as error:
+                logger.info("%s: %s", self._name, error)
+                for entry in entries:
+                    self._unanswered(entry)
+            except Exception:
+                logger.exception("%s: a question failed; asking again", self._name)
+                for entry in entries:
+                    self._unanswered(entry)
+            else:
+                for entry in entries:
+                    self._take_answer(entry, reports.get(entry.job.id))
+            self._wake.set()
+
+    def _unanswered(self, entry: _Entry) -> None:
+        with self._lock:
+            entry.asked = False
+            if entry.details.unanswered_since is None:
+                entry.details = replace(entry.details, unanswered_since=time.time())
+            self._ask_again(entry, self.pace.unanswered, self.pace.queued_most)
+        self._tell(entry)
+
+    def _take_answer(self, entry: _Entry, report: Optional[Report]) -> None:
+        # The record may have come while the question was under way.
+        record = entry.directory.read(self._transport) if entry.directory else entry.record
+        if record != entry.record:
+            self._take_record(entry, record)
+        attempt = record.attempt
+        with self._lock:
+            entry.asked = False
+            if report is None:
+                entry.misses += 1
+                if entry.misses < 3 and not (attempt and attempt.ended is not None):
+                    self._ask_in(entry, self.pace.forgotten * entry.misses)
+                    return
+                report = _verdict_without_scheduler(record)
+            entry.misses = 0
+            if report.final:
+                report = _with_record(report, record, entry.directory)
+            if entry.report is None or report.native_state != entry.report.native_state:
+                entry.moved = time.monotonic()
+            entry.report = report
+            entry.details = Details(
+                native_state=report.native_state,
+                reason=report.reason,
+                expected_start=report.expected_start,
+                nodes=report.nodes or entry.details.nodes,
+                started=(attempt.started if attempt else None) or report.started,
+                ended=((attempt.ended if attempt else None) or report.ended or time.time()) if report.final else None,
+            )
+            self._plan(entry, report)
+        if report.state is not None:
+            self._tell(entry, _status(entry.job, report, entry.details))
+        else:
+            self._tell(entry)
+
+    def _plan(self, entry: _Entry, report: Report) -> None:
+        attempt = entry.record.attempt
+        if attempt and attempt.ended is not None and attempt.number >= report.attempt:
+            self._ask_again(entry, self.pace.ended, self.pace.ended_most)
+        elif report.state is JobState.QUEUED:
+            waited = time.monotonic() - entry.born
+            self._ask_in(entry, min(self.pace.queued_most, max(self.pace.queued, waited / 2)))
+        elif attempt and not attempt.told:
+            self._ask_in(entry, self.pace.running)
+        else:  # told to stop, or running without a sign of it
+            self._ask_again(entry, self.pace.forgotten, self.pace.running)
+
+    def _ask_in(self, entry: _Entry, seconds: float) -> None:
+        entry.step = seconds
+        entry.next_ask = time.monotonic() + seconds
+
+    def _ask_again(self, entry: _Entry, first: float, most: float) -> None:
+        self._ask_in(entry, min(most, max(first, entry.step * 2)))
+
+    def _tell(self, entry: _Entry, status: Optional[JobStatus] = None) -> None:
+        job = entry.job
+        if status is not None and (entry.status is None or status.state.is_greater_than(entry.status.state)):
+            entry.status = status
+            self._deliver(job, status)
+        if status is not None and status.final:
+            with self._lock:
+                self._ended[job] = entry
+                self._entries.pop(job.id, None)
+        for listener in list(entry.listeners):
+            listener()
+
+
+def _verdict_without_scheduler(record: Record) -> Report:
+    """The scheduler has forgotten the job: its own record decides, and where there is none, nothing is known."""
+    attempt = record.attempt
+    if attempt is None or attempt.ended is None:
+        return Report(JobState.FAILED, "UNKNOWN", reason=NO_EVIDENCE)
+    if attempt.status == 0 and not attempt.told:
+        return Report(JobState.COMPLETED, "COMPLETED", exit_code=0)
+    told = f"it was sent {', '.join(attempt.told)}; " if attempt.told else ""
+    state, native = (JobState.COMPLETED, "COMPLETED") if attempt.status == 0 else (JobState.FAILED, "FAILED")
+    return Report(state, native, attempt.status, f"{told}the scheduler no longer knows the job, its own record counts")
+
+
+def _with_record(report: Report, record: Record, directory: Optional[JobDir]) -> Report:
+    """A final report, with what only the job's record can add."""
+    attempt = record.attempt
+    if report.exit_code is None and attempt and attempt.ended is not None:
+        report = replace(report, exit_code=attempt.status)
+    if directory and attempt is None and report.state is JobState.FAILED:
+        hint = (
+            f"the script was never begun: the node wrote nothing into {directory.path}; if compute nodes do not see "
+            "that directory, set job_directory to one that they do"
+        )
+        report = replace(report, reason=f"{report.reason}; {hint}" if report.reason else hint)
+    return report
+
+
+def _status(job: Job, report: Report, details: Details) -> JobStatus:
+    assert report.state is not None
+    metadata: dict[str, object] = {
+        "native_id": job.native_id,
+        "native_state": details.native_state,
+        "reason": details.reason,
+        "nodes": details.nodes,
+    }
+    at = details.ended if report.final else details.started if report.state is JobState.ACTIVE else None
+    return JobStatus(report.state, time=at, message=report.reason, exit_code=report.exit_code, metadata=metadata)

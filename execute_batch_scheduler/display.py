@@ -1,0 +1,96 @@
+"""Facts about jobs as text and HTML. Pure; no I/O."""
+
+from __future__ import annotations
+
+import html
+from datetime import datetime
+from typing import TYPE_CHECKING, Optional
+
+if TYPE_CHECKING:
+    from execute_batch_scheduler.job import Job
+
+WAITING = "Waiting for resources"
+RUNNING = "Running "
+_MARKS = ((10, ".", 1), (60, "o", 10), (600, "O", 60), (float("inf"), "@", 600))
+
+
+def marks(seconds: float) -> str:
+    """The progress line after so many seconds: ``.`` each second for 10 s, ``o`` each 10 s, ``O`` each minute, ``@``
+    each 10 minutes."""
+    line, begin = ".", 0.0
+    for end, mark, step in _MARKS:
+        line += mark * int((min(seconds, end - (mark == ".")) - begin) // step)
+        if seconds < end:
+            break
+        begin = end
+    return line
+
+
+def submitted(job: Job) -> str:
+    """The first line of a cell."""
+    if job.wlm == "local":
+        return f"Started on this machine with pid: {job.native_id}"
+    return f"Submitted batch job {job.native_id}"
+
+
+def ended(job: Job) -> str:
+    """The last line of a cell."""
+    state = job.native_state or str(job.state)
+    if job.wlm == "local" and state == "COMPLETED":
+        return "Done"
+    what = "process" if job.wlm == "local" else "batch job"
+    return f"End {what} {job.native_id} Status:  {state}"
+
+
+def waiting(job: Job) -> str:
+    """Why the job does not run yet, and when it will if somebody knows."""
+    details = job.details
+    parts = [details.reason or ""]
+    if details.expected_start:
+        parts.append(f"expected start {datetime.fromtimestamp(details.expected_start):%Y-%m-%d %H:%M}")
+    if details.unanswered_since:
+        parts.append(f"the scheduler has not answered since {datetime.fromtimestamp(details.unanswered_since):%H:%M:%S}")
+    said = "; ".join(filter(None, parts))
+    return f"{WAITING} ({said})" if said else WAITING
+
+
+def failure(job: Job, last_lines: list[str], path: Optional[str]) -> str:
+    """What to say of a job that did not complete."""
+    state = job.native_state or str(job.state)
+    code = "" if job.exit_code is None else f", exit code {job.exit_code}"
+    where = job.wlm if job.host is None else f"{job.wlm} at {job.host}"
+    reason = f": {job.reason}" if job.reason and job.reason != "NonZeroExitCode" else ""
+    lines = [f"job {job.native_id} ({where}) ended {state}{code}{reason}"]
+    if last_lines:
+        lines += [f"the last lines of {path}:", *(f"    {line}" for line in last_lines)]
+    lines.append(f"its script and output are in {job.paths.directory}")
+    return "\n".join(lines)
+
+
+def one_line(job: Job) -> str:
+    """A handle's repr."""
+    state = job.native_state or str(job.state)
+    code = f" exit code {job.exit_code}" if job.exit_code is not None else ""
+    return f"<Job {job.native_id} {job.wlm}{'@' + job.host if job.host else ''} {state}{code}>"
+
+
+def card(job: Job) -> str:
+    """A handle in a notebook."""
+    details = job.details
+    rows = {
+        "Job": f"{job.native_id} ({job.wlm})",
+        "State": job.native_state or str(job.state),
+        "Reason": details.reason,
+        "Exit code": job.exit_code,
+        "Nodes": details.nodes,
+        "Submitted": f"{job.submitted:%Y-%m-%d %H:%M:%S}",
+        "Started": f"{job.started:%Y-%m-%d %H:%M:%S}" if job.started else None,
+        "Ended": f"{job.ended:%Y-%m-%d %H:%M:%S}" if job.ended else None,
+        "Directory": job.paths.directory,
+    }
+    cells = "".join(
+        f"<tr><th style='text-align:left'>{name}</th><td style='text-align:left'>{html.escape(str(value))}</td></tr>"
+        for name, value in rows.items()
+        if value is not None
+    )
+    return f"<table>{cells}</table>"

@@ -1,0 +1,274 @@
+"""The cell magic ``%%execute``: parse the line, call submit_script, show what happens. The only file with IPython."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import sys
+import time
+from typing import TYPE_CHECKING, Any, Optional
+
+from IPython.core.error import UsageError
+from IPython.core.magic import Magics, cell_magic, magics_class, no_var_expand
+from IPython.utils.text import DollarFormatter
+from traitlets import Any as AnyTrait, Enum, Unicode, observe
+
+from execute_batch_scheduler import display, flags as flag_table
+from execute_batch_scheduler.errors import BadUsage, ExecuteError
+from execute_batch_scheduler.flags import NONE, REQUIRED, Flag, Option
+from execute_batch_scheduler.settings import settings
+
+if TYPE_CHECKING:
+    from IPython.core.interactiveshell import InteractiveShell
+
+    from execute_batch_scheduler.job import Job
+
+_OWN = {
+    option.name: option
+    for option in (
+        Option("wlm", REQUIRED, group="wlm"),
+        Option("workloadmanager", REQUIRED, group="wlm"),
+        Option("shell", REQUIRED),
+        Option("bg", NONE),
+        Option("amgr", REQUIRED),
+        Option("jobid", REQUIRED),
+        Option("pid", REQUIRED),
+        Option("out", REQUIRED),
+        Option("err", REQUIRED),
+        Option("no-raise-error", NONE),
+        Option("dry-run", NONE),
+        Option("no-stream", NONE),
+    )
+}
+_VARIABLES = ("amgr", "jobid", "pid", "out", "err")
+_MOST_IN_NOTEBOOK = 200_000  # bytes from head and tail of each stream; a notebook is to stay below 1 MB
+_PATIENCE = 1.0  # seconds before a job is said to wait: most start sooner
+
+
+@magics_class
+class ExecuteMagics(Magics):
+    """Options of ``%%execute``, as ``c.ExecuteMagics.NAME`` in ipython_config.py or ``%config ExecuteMagics.NAME``."""
+
+    wlm = Unicode(None, allow_none=True, help="The backend where a cell names none; None finds one.").tag(config=True)
+    default_shell = Unicode("/bin/bash", help="What runs a cell that has no #! line.").tag(config=True)
+    job_directory = Unicode(
+        None, allow_none=True, help="The root of job directories; compute nodes must see it."
+    ).tag(config=True)
+    on_interrupt = Enum(
+        ["cancel", "detach"], "cancel", help="What Ctrl-C does to the job: cancel it, or leave it running."
+    ).tag(config=True)
+    executor_config = AnyTrait(None, help="A PSI/J configuration for the executor.").tag(config=True)
+
+    @observe("wlm", "default_shell", "job_directory")
+    def _settle(self, _: object) -> None:
+        settings.wlm, settings.shell, settings.job_directory = self.wlm, self.default_shell, self.job_directory
+
+    @no_var_expand
+    @cell_magic
+    def execute(self, line: str, cell: str) -> Optional[Job]:
+        """Run the cell as a batch job.
+
+        ::
+
+            %%execute [--wlm=NAME] [--bg] [...] [any flag of sbatch's] [-- native options]
+
+        --wlm=NAME             slurm, local, psij:NAME; also --workloadmanager. Default: Slurm where it is, else here
+        --shell=SHELL          what runs the cell, with arguments if need be; default: the cell's #! line, or bash
+        --bg                   do not wait; returns the handle
+        --amgr=VAR             put the handle into VAR, at once
+        --jobid=VAR --pid=VAR  put the job's number, the process id, into VAR
+        --out=VAR --err=VAR    put the output into VAR instead of showing it; with --bg, something to read it from
+        --no-raise-error       do not raise if the job fails
+        --dry-run              show script, command and JobSpec; submit nothing
+        --no-stream            show the output when the job has ended
+
+        All other flags are sbatch's: -n8 -N4 --time=10 --mem=4G. {expression} and $name in the line are filled in
+        from the notebook's variables; the cell is left as it is. Ctrl-C cancels the job.
+        """
+        try:
+            return self._execute(line, cell)
+        except BadUsage as error:
+            raise UsageError(str(error)) from None
+
+    def _execute(self, line: str, cell: str) -> Optional[Job]:
+        own, scheduler, native = self._parse(line)
+        from execute_batch_scheduler.submit import submit_script
+
+        if "dry-run" in own:
+            plan = submit_script(
+                cell,
+                scheduler,
+                wlm=own.get("wlm"),
+                shell=own.get("shell"),
+                config=self.executor_config,
+                native=native,
+                dry_run=True,
+            )
+            print("\n".join([*plan.notices, str(plan)]))
+            return None
+        job = submit_script(
+            cell, scheduler, wlm=own.get("wlm"), shell=own.get("shell"), config=self.executor_config, native=native
+        )
+        for notice in job.notices:
+            print(notice)
+        self._publish(own, job)
+        if "bg" in own:
+            if "amgr" not in own and "out" not in own:
+                print(f"{display.submitted(job)}; its output: _.stdout(), or next time --amgr=VAR", file=sys.stderr)
+            return job
+        _Cell(self, job, own).run()
+        return None
+
+    def _parse(self, line: str) -> tuple[dict[str, str], list[str], list[str]]:
+        """Our own options by name, sbatch's words, and native words."""
+        try:
+            words = shlex.split(line)
+        except ValueError as error:
+            raise BadUsage(f"{error} in: {line}") from None
+        words = [self._fill_in(word) for word in words]
+        native: list[str] = []
+        if "--" in words:
+            at = words.index("--")
+            words, native = words[:at], words[at + 1 :]
+        parsed = flag_table.parse(words, {**flag_table.SBATCH, **_OWN})
+        own = {flag.option.group or flag.name: flag.value or "" for flag in parsed if flag.option and _is_own(flag)}
+        for name in _VARIABLES:
+            if name in own and not own[name].isidentifier():
+                hint = {"out": "; for a file use --output", "err": "; for a file use --error"}.get(name, "")
+                raise BadUsage(f"--{name} wants the name of a variable, and {own[name]!r} is none{hint}")
+        return own, [flag.word for flag in parsed if not _is_own(flag)], native
+
+    def _fill_in(self, word: str) -> str:
+        """Python's {expression} and $name from the notebook's variables, $NAME from the environment too."""
+        if "{" not in word and "$" not in word:
+            return word
+        names = {**os.environ, **self.shell.user_ns}
+        try:
+            return str(DollarFormatter().vformat(word, (), names))
+        except NameError as error:
+            missing = re.search(r"'(.*)'", str(error))
+            raise BadUsage(f"{missing[1] if missing else error} is not defined, and {word!r} needs it") from None
+        except Exception as error:
+            raise BadUsage(f"{word!r} cannot be filled in: {error}; a brace is written {{{{") from None
+
+    def _publish(self, own: dict[str, str], job: Job) -> None:
+        """Put into the namespace what was asked for, while the job runs."""
+        background = "bg" in own
+        values: dict[str, Any] = {
+            "amgr": job,
+            "jobid": job.native_id,
+            "pid": int(job.native_id) if job.native_id.isdigit() else job.native_id,
+            "out": job.open("stdout") if background else None,
+            "err": job.open("stderr") if background else None,
+        }
+        self.shell.push({own[name]: values[name] for name in _VARIABLES if name in own and values[name] is not None})
+
+
+def _is_own(flag: Flag) -> bool:
+    return flag.option is not None and _OWN.get(flag.name) is flag.option
+
+
+class _Cell:
+    """A cell that waits: the progress line, the output, the end."""
+
+    def __init__(self, magics: ExecuteMagics, job: Job, own: dict[str, str]) -> None:
+        self.magics, self.job, self.own = magics, job, own
+        self._line = ""  # the progress line as it stands
+        self._head = ""  # what it begins with
+        self._since = 0.0
+        self._over = False
+        self._begun = time.monotonic()
+
+    def run(self) -> None:
+        """Show the job until it has ended; raise what it failed with."""
+        print(display.submitted(self.job))
+        try:
+            try:
+                self._show()
+            except KeyboardInterrupt:
+                self._interrupted()
+        except KeyboardInterrupt:
+            self._end_line()
+            print(f"Not waiting any longer; {self.job!r} is in {self.own.get('amgr') or '_execute_job'}")
+            self.magics.shell.push({"_execute_job": self.job})
+            raise
+        texts = {"out": self.job.stdout, "err": self.job.stderr}
+        self.magics.shell.push({self.own[name]: read() for name, read in texts.items() if name in self.own})
+        if "no-raise-error" not in self.own:
+            error = self.job.exception()
+            if error is not None:
+                raise error
+
+    def _show(self) -> None:
+        streams = {"stdout": sys.stdout, "stderr": sys.stderr}
+        quiet = {"stdout": "out" in self.own, "stderr": "err" in self.own}
+        held: list[tuple[str, str]] = []
+        most = _MOST_IN_NOTEBOOK if hasattr(self.magics.shell, "kernel") else None
+        for name, text in self.job.follow(most=most, ticks=True):
+            if not name or quiet[name]:
+                self._progress()
+            elif "no-stream" in self.own:
+                held.append((name, text))
+            else:
+                self._finish_progress()
+                streams[name].write(text)
+                streams[name].flush()
+        self._finish_progress()
+        print(display.ended(self.job))
+        if "no-stream" in self.own:
+            print()
+            for name, text in held:
+                streams[name].write(text)
+
+    def _progress(self) -> None:
+        """Let the progress line say how it is with the job."""
+        if self._over:
+            return
+        head = display.RUNNING if self.job.running() or self.job.done() else display.waiting(self.job)
+        if head != display.RUNNING and time.monotonic() - self._begun < _PATIENCE:
+            return
+        if head != self._head:
+            self._end_line()
+            self._head, self._line, self._since = head, "", time.monotonic()
+        if head != display.RUNNING:
+            line = head
+        else:
+            line = head + display.marks(time.monotonic() - self._since)
+        sys.stdout.write(line[len(self._line) :])
+        sys.stdout.flush()
+        self._line = line
+
+    def _finish_progress(self) -> None:
+        """The job writes, or has ended: from here on there is no progress line."""
+        self._progress()
+        self._end_line()
+        self._over = True
+
+    def _end_line(self) -> None:
+        if self._line:
+            sys.stdout.write("\n")
+            self._line = ""
+
+    def _interrupted(self) -> None:
+        """Ctrl-C: cancel, wait for the confirmation, show what there is. A second one, from the caller, ends that."""
+        self._end_line()
+        if self.magics.on_interrupt == "detach":
+            raise KeyboardInterrupt
+        print(f"Terminate job {self.job.native_id}")
+        self._over = True
+        self.job.cancel()
+        self._show()
+
+
+def load_ipython_extension(shell: InteractiveShell) -> None:
+    """``%load_ext execute_batch_scheduler.execute_magic``."""
+    shell.register_magics(ExecuteMagics(shell))
+
+
+def unload_ipython_extension(shell: InteractiveShell) -> None:
+    """Take the magics and their configuration away again."""
+    shell.magics_manager.magics["cell"].pop("execute", None)
+    magics = shell.magics_manager.registry.pop("ExecuteMagics", None)
+    if magics in shell.configurables:
+        shell.configurables.remove(magics)

@@ -1,0 +1,335 @@
+"""Job: the handle of one submitted script."""
+
+from __future__ import annotations
+
+import asyncio
+import concurrent.futures
+import threading
+import time
+from collections.abc import Callable, Generator, Iterator
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Any, Optional, Union
+
+import psij
+from psij import JobState
+
+from execute_batch_scheduler import display, output
+from execute_batch_scheduler.adapters.jobdir import JobDir
+from execute_batch_scheduler.adapters.tracking import Details, Tracker
+from execute_batch_scheduler.adapters.transport import Transport
+from execute_batch_scheduler.errors import JobCancelled, JobError, JobFailed, SubmissionFailed
+
+Timeout = Union[float, timedelta, None]
+
+
+@dataclass(frozen=True)
+class Paths:
+    """The files of a job on the machine where it runs; an output is None as long as only the node knows its name."""
+
+    directory: str
+    script: str
+    record: str
+    stdout: Optional[str]
+    stderr: Optional[str]
+
+
+class _Future(concurrent.futures.Future):  # type: ignore[type-arg]
+    """Done when the job is. Its result is read when it is asked for, not before: it may be gigabytes."""
+
+    def __init__(self, job: Job) -> None:
+        super().__init__()
+        self._job = job
+
+    def result(self, timeout: Optional[float] = None) -> str:
+        super().result(timeout)
+        return self._job.result()
+
+    def exception(self, timeout: Optional[float] = None) -> Optional[JobError]:
+        super().exception(timeout)
+        return self._job.exception()
+
+    def cancel(self) -> bool:
+        return self._job.cancel()
+
+
+class Job:
+    """A submitted script: its state, its output, its end.
+
+    Made by `submit_script`. It can be waited for, awaited, and given to concurrent.futures.
+
+    Attributes
+    ----------
+    wlm : str
+        The backend that runs it: slurm, local, psij:slurm ...
+    host : str or None
+        The machine that it was submitted from; None is this one.
+    notices : tuple of str
+        What the user should know of the way it was submitted.
+    psij_job : psij.Job
+        PSI/J's view of the same job.
+    future : concurrent.futures.Future
+        Done when the job is; its result is the standard output.
+    """
+
+    def __init__(
+        self,
+        psij_job: psij.Job,
+        *,
+        wlm: str,
+        host: Optional[str],
+        tracker: Tracker,
+        transport: Transport,
+        notices: tuple[str, ...] = (),
+    ) -> None:
+        directory = JobDir.of(psij_job.spec)
+        if directory is None:
+            raise ValueError("the job's specification does not run the wrapper")
+        self.psij_job = psij_job
+        self.wlm = wlm
+        self.host = host
+        self.notices = notices
+        self.submitted: datetime = datetime.now().astimezone()
+        self.future: concurrent.futures.Future[str] = _Future(self)
+        self.future.set_running_or_notify_cancel()
+        self._directory = directory
+        self._tracker = tracker
+        self._transport = transport
+        self._changed = threading.Condition()
+        tracker.listen(psij_job, self._notice)
+
+    # what it is
+
+    @property
+    def spec(self) -> psij.JobSpec:
+        """The PSI/J specification that was submitted."""
+        assert self.psij_job.spec is not None
+        return self.psij_job.spec
+
+    @property
+    def key(self) -> str:
+        """A UUID that no other job has, on any scheduler."""
+        return str(self.psij_job.id)
+
+    @property
+    def native_id(self) -> str:
+        """The scheduler's number, or the process id."""
+        return self.psij_job.native_id or ""
+
+    id = native_id
+
+    @property
+    def paths(self) -> Paths:
+        """Where the job's files are."""
+        directory = self._directory
+        return Paths(directory.path, f"{directory.path}/script", directory.record, self._stdout(), self._stderr())
+
+    # how it is
+
+    @property
+    def state(self) -> JobState:
+        """PSI/J's state: NEW, QUEUED, ACTIVE, COMPLETED, FAILED, CANCELED. Once final it stays."""
+        return self._tracker.status(self.psij_job).state
+
+    @property
+    def details(self) -> Details:
+        """All that is known beside the state, as it was last heard."""
+        return self._tracker.details(self.psij_job)
+
+    @property
+    def native_state(self) -> Optional[str]:
+        """The scheduler's own word for the state; None as long as it has not been heard."""
+        return self.details.native_state
+
+    @property
+    def reason(self) -> Optional[str]:
+        """Why the job waits, or why it ended as it did, in words."""
+        return self.details.reason
+
+    @property
+    def exit_code(self) -> Optional[int]:
+        """As a shell tells it, 128 + N for signal N; None before the end and where the script never ended by itself."""
+        return self._tracker.status(self.psij_job).exit_code
+
+    @property
+    def started(self) -> Optional[datetime]:
+        """When the script began, by the node's clock."""
+        return _when(self.details.started)
+
+    @property
+    def ended(self) -> Optional[datetime]:
+        """When the script ended, by the node's clock."""
+        return _when(self.details.ended)
+
+    def done(self) -> bool:
+        """Whether it has ended, in whatever way."""
+        return self.state.final
+
+    def running(self) -> bool:
+        """Whether it runs."""
+        return self.state is JobState.ACTIVE
+
+    def cancelled(self) -> bool:
+        """Whether it was cancelled, by whomever."""
+        return self.state is JobState.CANCELED
+
+    # waiting
+
+    def wait(self, timeout: Timeout = None) -> bool:
+        """Wait for the end.
+
+        Parameters
+        ----------
+        timeout
+            Seconds, or a timedelta; None waits for ever.
+
+        Returns
+        -------
+        bool
+            Whether the job has ended.
+        """
+        seconds = timeout.total_seconds() if isinstance(timeout, timedelta) else timeout
+        with self._tracker.watched(self.psij_job), self._changed:
+            return self._changed.wait_for(self.done, seconds)
+
+    def result(self, timeout: Timeout = None) -> str:
+        """Wait for the end; standard output if the job completed.
+
+        Raises
+        ------
+        JobFailed
+            With state, exit code, reason and the last lines of stderr.
+        JobCancelled
+            If it was cancelled.
+        concurrent.futures.TimeoutError
+            If it has not ended by then; it goes on.
+        """
+        error = self.exception(timeout)
+        if error is not None:
+            raise error
+        return self.stdout()
+
+    def exception(self, timeout: Timeout = None) -> Optional[JobError]:
+        """Wait for the end; the error that `result` would raise, or None. Raises TimeoutError as `result` does."""
+        if not self.wait(timeout):
+            raise concurrent.futures.TimeoutError(f"job {self.native_id} has not ended within {timeout} s; it goes on")
+        if self.state is JobState.COMPLETED:
+            return None
+        kind = JobCancelled if self.cancelled() else JobFailed
+        stderr = self._stderr() or self._stdout()
+        return kind(display.failure(self, output.last_lines(self._transport, stderr), stderr), self)
+
+    def add_done_callback(self, function: Callable[[Job], Any]) -> None:
+        """Call `function` with this handle when the job has ended, at once if it has."""
+        self.future.add_done_callback(lambda _: function(self))
+
+    def __await__(self) -> Generator[Any, None, str]:
+        return asyncio.wrap_future(self.future).__await__()
+
+    def cancel(self) -> bool:
+        """Ask for the job to be cancelled; that it is shows in `state` a moment later.
+
+        Returns
+        -------
+        bool
+            False if it had ended already.
+
+        Raises
+        ------
+        SubmissionFailed
+            If the scheduler could not be asked.
+        """
+        if self.done():
+            return False
+        try:
+            self.psij_job.cancel()
+        except psij.SubmitException as error:
+            raise SubmissionFailed(f"job {self.native_id} could not be cancelled: {error}") from error
+        return True
+
+    # output
+
+    def stdout(self) -> str:
+        """All of standard output so far."""
+        return output.whole(self._transport, self._stdout())
+
+    def stderr(self) -> str:
+        """All of standard error so far; '' where it goes to the same file as standard output."""
+        return output.whole(self._transport, self._stderr())
+
+    def get_output(self) -> tuple[str, str]:
+        """Standard output and standard error so far. Never blocks."""
+        return self.stdout(), self.stderr()
+
+    def open(self, stream: str, most: Optional[int] = None) -> output.Output:
+        """A reader of ``"stdout"`` or ``"stderr"`` whose ``read()`` gives what has come since; see `output.Output`."""
+        return output.Output(self._transport, {"stdout": self._stdout, "stderr": self._stderr}[stream], most)
+
+    def follow(self, *, most: Optional[int] = None, ticks: bool = False) -> Iterator[tuple[str, str]]:
+        """The output as the job writes it, until the job has ended and all is read.
+
+        Parameters
+        ----------
+        most
+            At most this many bytes from the head of each stream, and at the end as many from its tail.
+        ticks
+            Give ``("", "")`` too whenever nothing new has come, several times a second.
+
+        Yields
+        ------
+        tuple of str
+            ``"stdout"`` or ``"stderr"``, and the text.
+        """
+        streams = {name: self.open(name, most) for name in ("stdout", "stderr")}
+        last = time.monotonic()
+        with self._tracker.watched(self.psij_job):
+            while True:
+                done = self.done()
+                pieces = [(name, text) for name, stream in streams.items() if (text := stream.read())]
+                yield from pieces
+                if pieces:
+                    last = time.monotonic()
+                    if any("slurmstepd: error" in text for _, text in pieces):
+                        self._tracker.hurry(self.psij_job)  # Slurm writes there why it ends a job
+                elif done:
+                    break
+                else:
+                    if ticks:
+                        yield "", ""
+                    quiet = time.monotonic() - last
+                    with self._changed:
+                        self._changed.wait_for(self.done, min(0.25, 0.03 + quiet / 200))
+        yield from ((name, text) for name, stream in streams.items() if (text := stream.rest()))
+
+    def _stdout(self) -> Optional[str]:
+        if str(self.spec.stdout_path) == self._directory.stdout:
+            return self._directory.stdout
+        attempt = self._tracker.record(self.psij_job).attempt
+        return attempt.stdout if attempt else None
+
+    def _stderr(self) -> Optional[str]:
+        if str(self.spec.stderr_path) == self._directory.stderr:
+            return self._directory.stderr
+        attempt = self._tracker.record(self.psij_job).attempt
+        return attempt.stderr if attempt and attempt.stderr != attempt.stdout else None
+
+    # how it shows
+
+    def __repr__(self) -> str:
+        return display.one_line(self)
+
+    def __str__(self) -> str:
+        return self.native_id
+
+    def _repr_html_(self) -> str:
+        return display.card(self)
+
+    def _notice(self) -> None:
+        with self._changed:
+            self._changed.notify_all()
+        if self.done() and not self.future.done():
+            self.future.set_result("")
+
+
+def _when(seconds: Optional[float]) -> Optional[datetime]:
+    return None if seconds is None else datetime.fromtimestamp(seconds).astimezone()

@@ -1,0 +1,88 @@
+"""Reading a file that grows: by offset, in bounded pieces, whole characters only."""
+
+from __future__ import annotations
+
+import codecs
+from collections.abc import Callable
+from typing import Optional
+
+from execute_batch_scheduler.adapters.transport import Transport
+
+_PIECE = 1 << 16
+
+
+class Output:
+    """One output stream of a job, read from where the last reading ended.
+
+    Parameters
+    ----------
+    transport
+        Where the file lies.
+    path
+        Tells the file's path, or None as long as that is not known.
+    most
+        Show at most this many bytes of its head and of its tail; None shows all.
+    """
+
+    def __init__(self, transport: Transport, path: Callable[[], Optional[str]], most: Optional[int] = None) -> None:
+        self._transport = transport
+        self._path = path
+        self._most = most
+        self._offset = 0
+        self._decode = codecs.getincrementaldecoder("utf-8")("replace").decode
+
+    def read(self) -> str:
+        """What has come since, at most 64 KiB; '' if nothing. Never blocks."""
+        path = self._path()
+        size = _PIECE if self._most is None else min(_PIECE, self._most - self._offset)
+        if path is None or size <= 0:
+            return ""
+        try:
+            data = self._transport.read(path, self._offset, size)
+            if not data and self._offset and self._transport.size(path) < self._offset:
+                self._offset = 0  # truncated, as by a requeue: it begins anew
+                self._decode(b"", True)
+                data = self._transport.read(path, 0, size)
+        except FileNotFoundError:
+            return ""
+        self._offset += len(data)
+        return self._decode(data)
+
+    def rest(self) -> str:
+        """When the job has ended and `read` brings no more: half a character that stayed, and the tail."""
+        text = self._decode(b"", True)
+        path = self._path()
+        if self._most is None or path is None or self._offset < self._most:
+            return text
+        try:
+            size = self._transport.size(path)
+            left_out = size - self._offset - self._most
+            tail = self._transport.read(path, max(self._offset, size - self._most))
+        except FileNotFoundError:
+            return text
+        shown = tail.decode(errors="replace")
+        if left_out > 0:
+            shown = f"\n[... {left_out:,} bytes are not shown; the whole is in {path} ...]\n{shown}"
+        return text + shown
+
+
+def whole(transport: Transport, path: Optional[str]) -> str:
+    """All of a file's text; '' where there is none."""
+    if path is None:
+        return ""
+    try:
+        return transport.read(path).decode(errors="replace")
+    except FileNotFoundError:
+        return ""
+
+
+def last_lines(transport: Transport, path: Optional[str], count: int = 10) -> list[str]:
+    """The last lines of a file, without reading the rest."""
+    if path is None:
+        return []
+    try:
+        start = max(0, transport.size(path) - _PIECE)
+        lines = transport.read(path, start).decode(errors="replace").splitlines()
+    except FileNotFoundError:
+        return []
+    return lines[-count:]

@@ -1,0 +1,363 @@
+"""submit_script(): flags, directives and settings become a PSI/J job. The only wiring."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import shutil
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, Optional, TypeVar, Union, overload
+from weakref import WeakKeyDictionary
+
+import psij
+from psij import JobExecutor, JobExecutorConfig, JobSpec
+from psij.executors.batch.batch_scheduler_executor import BatchSchedulerExecutor
+
+from execute_batch_scheduler import directives, flags as flag_table
+from execute_batch_scheduler.adapters import process, stock
+from execute_batch_scheduler.adapters.jobdir import JobDir
+from execute_batch_scheduler.adapters.tracking import Tracker
+from execute_batch_scheduler.adapters.transport import Local, Transport
+from execute_batch_scheduler.errors import BackendUnavailable, BadUsage, SubmissionFailed
+from execute_batch_scheduler.flags import Flag
+from execute_batch_scheduler.job import Job
+from execute_batch_scheduler.settings import settings
+from execute_batch_scheduler.spec import HONOURED, WITHOUT_SCHEDULER, check_stock, make_spec
+
+_OURS = {"slurm": "tracked-slurm", "local": "process"}
+_COMMANDS = {"tracked-slurm": "sbatch", "slurm": "sbatch", "pbs": "qsub", "pbs_classic": "qsub", "lsf": "bsub"}
+_HINTS = {
+    r"[Ii]nvalid partition": "sinfo -s lists the partitions",
+    r"[Ii]nvalid account|account or partition": "sacctmgr show associations user=$USER lists your accounts",
+    r"[Ii]nvalid qos": "sacctmgr show qos lists them",
+    r"[Nn]ode count specification|[Nn]ode configuration|CPU count": "sinfo -N -l shows what the nodes have",
+    r"[Tt]ime limit": "times are minutes, h:m:s or days-h; sinfo -s shows the partitions' limits",
+    r"[Uu]nable to contact|[Cc]onnection refused|[Ss]ocket timed out|did not respond": "scontrol ping shows whether the "
+    "controller is up; squeue --me shows whether the job was accepted all the same",
+}
+
+_executors: dict[tuple[str, Optional[str], int], JobExecutor] = {}
+_trackers: WeakKeyDictionary[JobExecutor, Tracker] = WeakKeyDictionary()
+_lock = threading.RLock()
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class DryRun:
+    """What would be submitted.
+
+    Attributes
+    ----------
+    script : str
+        As it would run.
+    command : str
+        The submit command as a shell would take it.
+    spec : psij.JobSpec
+        What the command is made of.
+    notices : tuple of str
+        What the user should know.
+    """
+
+    script: str
+    command: str
+    spec: JobSpec
+    notices: tuple[str, ...]
+
+    def __str__(self) -> str:
+        spec = {name.lstrip("_"): value for name, value in vars(self.spec).items() if value is not None}
+        for name in ("resources", "attributes"):
+            values = vars(getattr(self.spec, name)).items()
+            spec[name] = {
+                key.lstrip("_"): value for key, value in values if value is not None and not key.startswith("_computed")
+            }
+        lines = "\n".join(f"  {name}: {value}" for name, value in spec.items())
+        return f"# Script\n{self.script}\n# Command\n{self.command}\n\n# JobSpec\n{lines}"
+
+
+@overload
+def submit_script(
+    script: Union[str, os.PathLike[str]],
+    flags: Union[str, Sequence[str]] = (),
+    *,
+    wlm: Optional[str] = None,
+    host: Optional[str] = None,
+    shell: Optional[str] = None,
+    directory: Union[str, os.PathLike[str], None] = None,
+    environment: Optional[Mapping[str, str]] = None,
+    executor: Optional[JobExecutor] = None,
+    config: Optional[JobExecutorConfig] = None,
+    native: Sequence[str] = (),
+    dry_run: Literal[False] = False,
+) -> Job: ...
+
+
+@overload
+def submit_script(
+    script: Union[str, os.PathLike[str]],
+    flags: Union[str, Sequence[str]] = (),
+    *,
+    wlm: Optional[str] = None,
+    host: Optional[str] = None,
+    shell: Optional[str] = None,
+    directory: Union[str, os.PathLike[str], None] = None,
+    environment: Optional[Mapping[str, str]] = None,
+    executor: Optional[JobExecutor] = None,
+    config: Optional[JobExecutorConfig] = None,
+    native: Sequence[str] = (),
+    dry_run: Literal[True],
+) -> DryRun: ...
+
+
+def submit_script(
+    script: Union[str, os.PathLike[str]],
+    flags: Union[str, Sequence[str]] = (),
+    *,
+    wlm: Optional[str] = None,
+    host: Optional[str] = None,
+    shell: Optional[str] = None,
+    directory: Union[str, os.PathLike[str], None] = None,
+    environment: Optional[Mapping[str, str]] = None,
+    executor: Optional[JobExecutor] = None,
+    config: Optional[JobExecutorConfig] = None,
+    native: Sequence[str] = (),
+    dry_run: bool = False,
+) -> Union[Job, DryRun]:
+    """Run a script as a batch job.
+
+    Parameters
+    ----------
+    script
+        The script's text, or the path of its file as an os.PathLike. ``#SBATCH`` lines at its head count.
+    flags
+        sbatch's flags, as one string or as a list of words.
+    wlm
+        The backend: slurm, local, a name that PSI/J knows (lsf, flux ...), or ``psij:NAME`` for PSI/J's own executor
+        of a name. By default Slurm where sbatch is found, else this machine as long as no resources are asked for.
+    host
+        Not used yet.
+    shell
+        What runs the script, with arguments if need be; default is its ``#!`` line, or bash.
+    directory
+        Where the script runs; the same as --chdir.
+    environment
+        Variables for the script. They go into a private file, onto no command line.
+    executor
+        A PSI/J executor to use instead of one found by `wlm`.
+    config
+        A PSI/J configuration for the executor that `wlm` names.
+    native
+        Words for the scheduler's own submit command, as they are.
+    dry_run
+        Submit nothing, make nothing; return what would be.
+
+    Returns
+    -------
+    Job
+        The handle of the running job; a DryRun with ``dry_run=True``.
+
+    Raises
+    ------
+    BadUsage, BackendUnavailable, SubmissionFailed
+        Each says what to do. Then nothing was submitted, and nothing is left.
+
+    Source
+    ------
+    sbatch's flags: https://slurm.schedmd.com/sbatch.html
+    """
+    text, name = _read(script)
+    text = with_shell(text, shell)
+    line = flag_table.parse(shlex.split(flags) if isinstance(flags, str) else [str(word) for word in flags])
+    if directory is not None:
+        if any(flag.name == "chdir" for flag in line):
+            raise BadUsage("directory= and --chdir say the same thing; give one of them")
+        line += flag_table.parse([f"--chdir={os.fspath(directory)}"])
+    merged = flag_table.merge(line, flag_table.parse(directives.read(text)), os.environ)
+    for key in environment or {}:
+        if not re.fullmatch(r"[A-Za-z_]\w*", key, re.ASCII):
+            raise BadUsage(f"environment: {key!r} is no name of a variable")
+    if host is not None:
+        raise BackendUnavailable(f"host={host!r}: other machines cannot be reached yet")
+    wlm, chosen = _executor(wlm, executor, config, merged)
+    notices = _check(wlm, chosen, merged, native)
+
+    transport: Transport = Local()
+    if "SBATCH_JOB_NAME" in os.environ:
+        name = None
+    psij_job = psij.Job()
+    where = JobDir.new(settings.root, psij_job.id)
+    psij_job.spec = make_spec(merged, where, name=name, native=native)
+    if dry_run:
+        return DryRun(text, _preview(chosen, psij_job), psij_job.spec, notices)
+    try:
+        where.create(transport, text.encode(), environment or {})
+    except OSError as error:
+        raise SubmissionFailed(
+            f"the job directory {where.path} could not be made ({error.strerror}); nothing was submitted. Set "
+            "job_directory (or $EXECUTE_JOB_DIRECTORY) to a directory that you can write and that compute nodes see"
+        ) from error
+    _uninterrupted(lambda: _submit(chosen, psij_job, where, transport), lambda: chosen.cancel(psij_job))
+    tracker = _tracker(chosen, psij_job, transport)
+    return Job(psij_job, wlm=wlm, host=host, tracker=tracker, transport=transport, notices=notices)
+
+
+def backends() -> list[str]:
+    """Names that ``wlm=`` takes."""
+    return sorted({*_OURS, *(name for name in JobExecutor.get_executor_names() if name not in _OURS.values())})
+
+
+def with_shell(text: str, shell: Optional[str]) -> str:
+    """The script with the ``#!`` line that it is to have: the shell asked for, else its own, else the settings'."""
+    if not text.strip():
+        raise BadUsage("the script is empty: write the commands into the cell")
+    if "\r\n" in text:
+        raise BadUsage("the script has DOS line ends, which sbatch refuses; convert it (dos2unix)")
+    if "\0" in text:
+        raise BadUsage("the script holds a NUL byte; it must be text")
+    stripped = text.lstrip("\n")
+    own = stripped.startswith("#!")
+    if not shell and own:
+        return stripped if stripped.endswith("\n") else stripped + "\n"
+    program, *arguments = shlex.split(shell or settings.shell)
+    if not program.startswith("/"):
+        program = f"/usr/bin/env {'-S ' if arguments else ''}{program}"
+    body = stripped.partition("\n")[2] if own else text
+    return f"#!{' '.join([program, *arguments])}\n{body}" + ("" if body.endswith("\n") else "\n")
+
+
+def _read(script: Union[str, os.PathLike[str]]) -> tuple[str, str]:
+    """A script's text, and the name that sbatch would give the job."""
+    if isinstance(script, str):
+        return script, "sbatch"
+    path = Path(script)
+    try:
+        return path.read_bytes().decode(), path.name
+    except (OSError, UnicodeDecodeError) as error:
+        raise BadUsage(f"the script {path} cannot be read: {error}") from error
+
+
+def _executor(
+    wlm: Optional[str], executor: Optional[JobExecutor], config: Optional[JobExecutorConfig], flags: Sequence[Flag]
+) -> tuple[str, JobExecutor]:
+    """The backend's name as we say it, and its executor; one instance each, as each polls by itself."""
+    if executor is not None:
+        ours = {psij_name: name for name, psij_name in _OURS.items()}
+        return ours.get(executor.name, f"psij:{executor.name}"), executor
+    wlm = wlm or settings.wlm or _found(flags)
+    psij_name = wlm[len("psij:") :] if wlm.startswith("psij:") else _OURS.get(wlm, wlm)
+    if psij_name not in JobExecutor.get_executor_names():
+        raise BackendUnavailable(f"there is no backend {wlm!r}; there are {', '.join(backends())}, and psij:NAME")
+    command = _COMMANDS.get(psij_name)
+    if command and not shutil.which(command):
+        raise BackendUnavailable(
+            f"{wlm} needs {command}, and this machine's PATH has none. Run on a login node, or load the scheduler's "
+            "module before Jupyter or IPython is started; --wlm=local runs the cell on this machine"
+        )
+    with _lock:
+        key = (psij_name, None, id(config))
+        if key not in _executors:
+            try:
+                _executors[key] = JobExecutor.get_instance(psij_name, config=config)
+            except (ValueError, ImportError) as error:
+                raise BackendUnavailable(f"{wlm}: {error}") from error
+        return wlm if wlm in _OURS else f"psij:{psij_name}", _executors[key]
+
+
+def _found(flags: Sequence[Flag]) -> str:
+    """The backend where nobody names one."""
+    if shutil.which("sbatch"):
+        return "slurm"
+    wanted = [flag.word for flag in flags if flag.name not in WITHOUT_SCHEDULER | HONOURED]
+    if wanted:
+        raise BackendUnavailable(
+            f"no scheduler is found on this machine, and {wanted[0]} asks for one; without such flags, or with "
+            "--wlm=local, the cell runs on this machine"
+        )
+    return "local"
+
+
+def _check(wlm: str, executor: JobExecutor, flags: Sequence[Flag], native: Sequence[str]) -> tuple[str, ...]:
+    """Refuse what a backend cannot be told; what it will not heed is said in one line."""
+    if wlm == "local":
+        if native:
+            raise BadUsage(f"native options ({native[0]} ...) need a scheduler, and --wlm=local has none")
+        unknown = next((flag for flag in flags if flag.option is None), None)
+        if unknown:
+            raise BadUsage(f"{unknown.word}: no such option; {flag_table.suggest(unknown.name)}".rstrip("; "))
+        idle = [flag.word for flag in flags if flag.name not in WITHOUT_SCHEDULER | HONOURED]
+        return (f"Without a scheduler these have no effect: {' '.join(idle)}",) if idle else ()
+    if wlm.startswith("psij:"):
+        check_stock(flags, native, executor.name)
+    return ()
+
+
+def _submit(executor: JobExecutor, job: psij.Job, where: JobDir, transport: Transport) -> None:
+    try:
+        executor.submit(job)
+    except (psij.SubmitException, psij.InvalidJobException) as error:
+        transport.remove(where.path)
+        raise SubmissionFailed(_refusal(executor, job, str(error))) from error
+    except BaseException:
+        transport.remove(where.path)
+        raise
+
+
+def _refusal(executor: JobExecutor, job: psij.Job, message: str) -> str:
+    hints = [hint for pattern, hint in _HINTS.items() if re.search(pattern, message)]
+    unknown = re.search(r"unrecognized option '--([\w-]+)", message)
+    if unknown:
+        hints.append(flag_table.suggest(unknown[1]))
+    parts = [f"the job was not submitted:\n{message.strip()}", f"The command was: {_preview(executor, job)}"]
+    return "\n".join([*parts, *(f"Hint: {hint}" for hint in hints if hint)])
+
+
+def _preview(executor: JobExecutor, job: psij.Job) -> str:
+    assert job.spec is not None
+    if isinstance(executor, BatchSchedulerExecutor):
+        return shlex.join(executor.get_submit_command(job, executor.work_directory / f"{job.id}.job"))
+    if isinstance(executor, process.ProcessExecutor):
+        return process.start_script(job.spec).rstrip()
+    return f"{shlex.join([job.spec.executable or '', *(job.spec.arguments or [])])}  # through PSI/J's {executor.name}"
+
+
+def _tracker(executor: JobExecutor, job: psij.Job, transport: Transport) -> Tracker:
+    tracker: Optional[Tracker] = getattr(executor, "tracker", None)
+    if tracker is not None:
+        return tracker
+    with _lock:
+        tracker = _trackers.get(executor)
+        if tracker is None:
+            tracker = _trackers[executor] = stock.track(executor, transport)
+    tracker.register_job(job)
+    return tracker
+
+
+def _uninterrupted(action: Callable[[], None], undo: Callable[[], None]) -> None:
+    """Do what must not stop halfway; an interrupt in the middle of it counts when it is done, and undoes it."""
+    if threading.current_thread() is not threading.main_thread():
+        action()
+        return
+    errors: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            action()
+        except BaseException as error:
+            errors.append(error)
+
+    thread = threading.Thread(target=run, name="submission")
+    thread.start()
+    interrupted = False
+    while thread.is_alive():
+        try:
+            thread.join()
+        except KeyboardInterrupt:
+            interrupted = True
+    if errors:
+        raise errors[0]
+    if interrupted:
+        undo()
+        raise KeyboardInterrupt
