@@ -21,9 +21,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Optional
 
-from psij import JobSpec
-
 from execute_batch_scheduler.adapters.transport import Transport
+from psij import JobSpec
 
 _SHELL = "/bin/bash"
 _RUN = Path(__file__).with_name("run.bash").read_bytes()
@@ -74,8 +73,8 @@ def parse_record(text: str) -> Record:
         attempt = attempts.get(int(number), Attempt(int(number)))
         at = _number(fields.get("time"))
         if event == "started":
-            names = {"native_id": "id", "node": "node", "stdout": "stdout", "stderr": "stderr"}
-            attempt = replace(attempt, started=at, **{key: fields.get(name) or None for key, name in names.items()})
+            native_id, node, stdout, stderr = (fields.get(name) or None for name in ("id", "node", "stdout", "stderr"))
+            attempt = replace(attempt, started=at, native_id=native_id, node=node, stdout=stdout, stderr=stderr)
         elif event == "told":
             attempt = replace(attempt, told=(*attempt.told, fields.get("signal", "?")))
         elif event == "limit":
@@ -155,7 +154,7 @@ class JobDir:
         if environment:
             lines = [f"export {name}={shlex.quote(value)}\n" for name, value in environment.items()]
             files["environment"] = ("".join(lines).encode(), 0o600)
-        files.update({name: (b"", 0o600) for name in ("record", "stdout", "stderr")})
+        files.update(dict.fromkeys(("record", "stdout", "stderr"), (b"", 384)))
         transport.make(self.events)
         transport.create(self.path, files)
 

@@ -12,12 +12,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Optional
 
-from psij import InvalidJobException, Job, JobExecutor, JobExecutorConfig, JobSpec, JobState, JobStatus, SubmitException
-
 from execute_batch_scheduler.adapters.jobdir import JobDir, Record
 from execute_batch_scheduler.adapters.slurm import submit_environment
 from execute_batch_scheduler.adapters.tracking import Details, Pace, Report, Tracker
 from execute_batch_scheduler.adapters.transport import Local, Transport, TransportError
+from psij import InvalidJobException, Job, JobExecutor, JobExecutorConfig, JobSpec, JobState, JobStatus, SubmitException
 
 _TIMEOUT = 30.0
 _KILL_AFTER = 5  # seconds from TERM to KILL when a job is cancelled
@@ -65,7 +64,6 @@ def _redirection(spec: JobSpec, option: str, path: Optional[Path]) -> Optional[s
 
 def _filename(path: str, name: str) -> str:
     """A filename pattern of sbatch's as a shell word, with %-signs replaced as far as they mean anything here."""
-
     variables = {"j": "BASHPID", "A": "BASHPID", "u": "USER", "N": "HOSTNAME"}
     words = []
     for piece in re.split(r"(%.)", path):
@@ -80,7 +78,7 @@ def parse_processes(out: str) -> dict[str, str]:
     """Process id -> command line, of those that live, from ``ps -o pid=,stat=,args=``."""
     found = {}
     for line in out.splitlines():
-        pid, stat, args = (line.split(None, 2) + ["", ""])[:3]
+        pid, stat, args = [*line.split(None, 2), "", ""][:3]
         if not stat.startswith("Z"):
             found[pid] = args
     return found

@@ -15,12 +15,11 @@ from pathlib import Path
 from subprocess import CalledProcessError
 from typing import IO, Optional
 
-from psij import Job, JobSpec, JobState, JobStatus, ResourceSpecV1, SubmitException
-from psij.executors.batch.slurm import SlurmExecutorConfig, SlurmJobExecutor
-
 from execute_batch_scheduler.adapters.jobdir import Record
 from execute_batch_scheduler.adapters.tracking import Details, Report, Tracker
 from execute_batch_scheduler.adapters.transport import Local, Result, Transport, TransportError
+from psij import Job, JobSpec, JobState, JobStatus, ResourceSpecV1, SubmitException
+from psij.executors.batch.slurm import SlurmExecutorConfig, SlurmJobExecutor
 
 NATIVE_ARGUMENTS = "native_arguments"
 """The custom attribute that holds words for sbatch which are not an option with a value: ``["--hold"]``."""
@@ -108,7 +107,7 @@ _ACCOUNT_FORMAT = "JobIDRaw,State,ExitCode,Reason,Start,End,NodeList"
 
 
 def submit_arguments(spec: JobSpec) -> list[str]:
-    """sbatch's words for a specification: what it does not say is not said to Slurm."""
+    """Sbatch's words for a specification: what it does not say is not said to Slurm."""
     words = []
 
     def say(option: str, value: object) -> None:
@@ -267,7 +266,9 @@ def reason_in_words(reason: str, state: str) -> Optional[str]:
     """Slurm's reason, and what it means where we know; its own text always stays."""
     code, _, rest = reason.partition(",")
     if reason in ("", "None", "(null)"):
-        code = reason = {"OUT_OF_MEMORY": "OutOfMemory", "TIMEOUT": "TimeLimit", "NODE_FAIL": "NodeFailure"}.get(state, "")
+        code = reason = {"OUT_OF_MEMORY": "OutOfMemory", "TIMEOUT": "TimeLimit", "NODE_FAIL": "NodeFailure"}.get(
+            state, ""
+        )
     words = REASONS.get(code)
     if not words:
         return reason or None
@@ -360,7 +361,9 @@ class TrackedSlurmExecutor(SlurmJobExecutor):
         except TransportError as error:
             raise SubmitException(str(error)) from error
         if result.exit_code != 0:
-            raise CalledProcessError(result.exit_code, cmd, output=(result.stderr or result.stdout).strip() or str(result))
+            raise CalledProcessError(
+                result.exit_code, cmd, output=(result.stderr or result.stdout).strip() or str(result)
+            )
         return result.stdout
 
     def _read_aux_files(self, job: Job, status: JobStatus) -> None:

@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Optional
 
-from psij import Job, JobExecutor, JobState, JobStatus
-
 from execute_batch_scheduler.adapters.jobdir import JobDir
 from execute_batch_scheduler.adapters.tracking import Pace, Report, Tracker
 from execute_batch_scheduler.adapters.transport import Transport
+from psij import Job, JobExecutor, JobState, JobStatus
 
 
 def track(executor: JobExecutor, transport: Transport) -> Tracker:

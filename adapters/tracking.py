@@ -18,10 +18,9 @@ from dataclasses import dataclass, field, replace
 from typing import Optional, Protocol
 from weakref import WeakKeyDictionary
 
-from psij import Job, JobState, JobStatus
-
 from execute_batch_scheduler.adapters.jobdir import JobDir, Record
 from execute_batch_scheduler.adapters.transport import Transport, TransportError
+from psij import Job, JobState, JobStatus
 
 logger = logging.getLogger(__name__)
 

@@ -25,7 +25,9 @@ class Result:
     def __str__(self) -> str:
         where = self.host or "this machine"
         said = (self.stderr.strip() or self.stdout.strip() or "it printed nothing").splitlines()[-5:]
-        return f"{shlex.join(self.command)}\n  on {where} ended with exit code {self.exit_code}:\n  " + "\n  ".join(said)
+        return f"{shlex.join(self.command)}\n  on {where} ended with exit code {self.exit_code}:\n  " + "\n  ".join(
+            said
+        )
 
 
 class TransportError(Exception):
@@ -41,9 +43,7 @@ class Transport(Protocol):
 
     host: Optional[str]
 
-    def run(
-        self, command: Sequence[str], *, timeout: float, environment: Optional[Mapping[str, str]] = None
-    ) -> Result:
+    def run(self, command: Sequence[str], *, timeout: float, environment: Optional[Mapping[str, str]] = None) -> Result:
         """Run a command to its end; an exit code other than 0 is no error here."""
 
     def make(self, path: str) -> None:
@@ -69,13 +69,11 @@ class Transport(Protocol):
 
 
 class Local:
-    """This machine."""
+    """The machine that we run on."""
 
     host: Optional[str] = None
 
-    def run(
-        self, command: Sequence[str], *, timeout: float, environment: Optional[Mapping[str, str]] = None
-    ) -> Result:
+    def run(self, command: Sequence[str], *, timeout: float, environment: Optional[Mapping[str, str]] = None) -> Result:
         """Run a command in a session of its own, so that a kernel's interrupt cannot kill it halfway."""
         try:
             process = subprocess.Popen(

@@ -1,8 +1,8 @@
-"""``%%bash`` for supercomputers: run a script as a batch job, from a notebook cell or a program.
+r"""``%%bash`` for supercomputers: run a script as a batch job, from a notebook cell or a program.
 
 >>> from execute_batch_scheduler import submit_script
 >>> submit_script("echo hello", wlm="local").result()
-'hello\\n'
+'hello\n'
 """
 
 from __future__ import annotations

@@ -16,7 +16,8 @@ _MARKS = ((10, ".", 1), (60, "o", 10), (600, "O", 60), (float("inf"), "@", 600))
 
 def marks(seconds: float) -> str:
     """The progress line after so many seconds: ``.`` each second for 10 s, ``o`` each 10 s, ``O`` each minute, ``@``
-    each 10 minutes."""
+    each 10 minutes.
+    """
     line, begin = ".", 0.0
     for end, mark, step in _MARKS:
         line += mark * int((min(seconds, end - (mark == ".")) - begin) // step)
@@ -49,7 +50,9 @@ def waiting(job: Job) -> str:
     if details.expected_start:
         parts.append(f"expected start {datetime.fromtimestamp(details.expected_start):%Y-%m-%d %H:%M}")
     if details.unanswered_since:
-        parts.append(f"the scheduler has not answered since {datetime.fromtimestamp(details.unanswered_since):%H:%M:%S}")
+        parts.append(
+            f"the scheduler has not answered since {datetime.fromtimestamp(details.unanswered_since):%H:%M:%S}"
+        )
     said = "; ".join(filter(None, parts))
     return f"{WAITING} ({said})" if said else WAITING
 

@@ -15,7 +15,7 @@ from IPython.utils.text import DollarFormatter
 from traitlets import Any as AnyTrait, Enum, Unicode, observe
 
 from execute_batch_scheduler import display, flags as flag_table
-from execute_batch_scheduler.errors import BadUsage, ExecuteError
+from execute_batch_scheduler.errors import BadUsage
 from execute_batch_scheduler.flags import NONE, REQUIRED, Flag, Option
 from execute_batch_scheduler.settings import settings
 
@@ -50,11 +50,13 @@ _PATIENCE = 1.0  # seconds before a job is said to wait: most start sooner
 class ExecuteMagics(Magics):
     """Options of ``%%execute``, as ``c.ExecuteMagics.NAME`` in ipython_config.py or ``%config ExecuteMagics.NAME``."""
 
+    shell: InteractiveShell  # never None: the magics are made for a shell
+
     wlm = Unicode(None, allow_none=True, help="The backend where a cell names none; None finds one.").tag(config=True)
     default_shell = Unicode("/bin/bash", help="What runs a cell that has no #! line.").tag(config=True)
-    job_directory = Unicode(
-        None, allow_none=True, help="The root of job directories; compute nodes must see it."
-    ).tag(config=True)
+    job_directory = Unicode(None, allow_none=True, help="The root of job directories; compute nodes must see it.").tag(
+        config=True
+    )
     on_interrupt = Enum(
         ["cancel", "detach"], "cancel", help="What Ctrl-C does to the job: cancel it, or leave it running."
     ).tag(config=True)
@@ -231,10 +233,7 @@ class _Cell:
         if head != self._head:
             self._end_line()
             self._head, self._line, self._since = head, "", time.monotonic()
-        if head != display.RUNNING:
-            line = head
-        else:
-            line = head + display.marks(time.monotonic() - self._since)
+        line = head + display.marks(time.monotonic() - self._since) if head == display.RUNNING else head
         sys.stdout.write(line[len(self._line) :])
         sys.stdout.flush()
         self._line = line

@@ -249,9 +249,7 @@ def _short(word: str, rest: list[str], letters: Mapping[str, Option]) -> list[Fl
                 raise BadUsage(f"-{letter} (--{option.name}) needs a value")
             body = rest.pop(0)
         value = body or None
-        flags.append(
-            Flag(option.name, value, f"--{option.name}" + ("" if value is None else f"={value}"), option)
-        )
+        flags.append(Flag(option.name, value, f"--{option.name}" + ("" if value is None else f"={value}"), option))
         break
     return flags
 
@@ -282,7 +280,7 @@ def last_said(flags: Sequence[Flag]) -> list[Flag]:
 
 
 def merge(line: Sequence[Flag], directives: Sequence[Flag], environment: Mapping[str, str]) -> list[Flag]:
-    """sbatch's precedence: the line, then ``SBATCH_*`` in the environment, which sbatch reads itself, then directives.
+    """Sbatch's precedence: the line, then ``SBATCH_*`` in the environment, which sbatch reads itself, then directives.
 
     A directive goes where the line or the environment speaks of the same thing.
     """

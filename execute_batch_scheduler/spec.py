@@ -46,6 +46,7 @@ HONOURED = {"wait", "parsable", "quiet"}
 WITHOUT_SCHEDULER = {"time", "chdir", "output", "error", "input", "job-name"}
 """Options that mean the same where no scheduler is."""
 
+
 def make_spec(
     flags: Sequence[Flag],
     directory: JobDir,
@@ -99,7 +100,8 @@ def _fill_field(spec: JobSpec, flag: Flag) -> bool:
     """Put a flag into the field that means the same; False if there is none, or it cannot hold the value."""
     name, value = flag.name, flag.value
     resources, attributes = spec.resources, spec.attributes
-    assert isinstance(resources, ResourceSpecV1) and attributes is not None
+    assert isinstance(resources, ResourceSpecV1)
+    assert attributes is not None
     if name in _COUNTS and value and re.fullmatch(r"[1-9]\d*", value):
         setattr(resources, _COUNTS[name], int(value))
         try:
@@ -131,7 +133,7 @@ def _fill_field(spec: JobSpec, flag: Flag) -> bool:
 
 
 def parse_time(text: str) -> Optional[timedelta]:
-    """sbatch's minutes, m:s, h:m:s, d-h, d-h:m, d-h:m:s; None for what a duration cannot say (UNLIMITED, 0)."""
+    """Sbatch's minutes, m:s, h:m:s, d-h, d-h:m, d-h:m:s; None for what a duration cannot say (UNLIMITED, 0)."""
     match = _TIME.fullmatch(text)
     if not match:
         return None
@@ -143,7 +145,7 @@ def parse_time(text: str) -> Optional[timedelta]:
         if len(numbers) == 3:
             duration = timedelta(hours=numbers[0], minutes=numbers[1], seconds=numbers[2])
         else:
-            duration = timedelta(minutes=numbers[0], seconds=(numbers + [0])[1])
+            duration = timedelta(minutes=numbers[0], seconds=[*numbers, 0][1])
     return duration or None
 
 

@@ -36,8 +36,9 @@ _HINTS = {
     r"[Ii]nvalid qos": "sacctmgr show qos lists them",
     r"[Nn]ode count specification|[Nn]ode configuration|CPU count": "sinfo -N -l shows what the nodes have",
     r"[Tt]ime limit": "times are minutes, h:m:s or days-h; sinfo -s shows the partitions' limits",
-    r"[Uu]nable to contact|[Cc]onnection refused|[Ss]ocket timed out|did not respond": "scontrol ping shows whether the "
-    "controller is up; squeue --me shows whether the job was accepted all the same",
+    r"[Uu]nable to contact|[Cc]onnection refused|[Ss]ocket timed out|did not respond": (
+        "scontrol ping shows whether the controller is up; squeue --me shows whether the job was accepted all the same"
+    ),
 }
 
 _executors: dict[tuple[str, Optional[str], int], JobExecutor] = {}
@@ -168,6 +169,7 @@ def submit_script(
     ------
     sbatch's flags: https://slurm.schedmd.com/sbatch.html
     """
+    name: Optional[str]
     text, name = _read(script)
     text = with_shell(text, shell)
     line = flag_table.parse(shlex.split(flags) if isinstance(flags, str) else [str(word) for word in flags])

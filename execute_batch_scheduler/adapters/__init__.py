@@ -4,4 +4,4 @@ from pathlib import Path
 
 __path__ = [str(Path(__file__).resolve().parents[2] / "adapters")]
 
-from execute_batch_scheduler.adapters import registry as registry  # noqa: E402
+from execute_batch_scheduler.adapters import registry as registry

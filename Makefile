@@ -1,0 +1,52 @@
+# Two commands for newcomers, make demo and make test; each makes all it needs. One command here = CI.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+WLM ?= local
+SOURCES := $(shell git ls-files -co --exclude-standard -- adapters execute_batch_scheduler 2>/dev/null) setup.py pyproject.toml README.md
+export PIP_DISABLE_PIP_VERSION_CHECK = 1
+
+.PHONY: help demo test quick lint types unit services clean
+help:
+	@echo 'make demo              a cell in IPython, on this machine'
+	@echo 'make demo WLM=slurm    the same on a private real Slurm, which is started and stopped'
+	@echo 'make test              everything CI does: lint, types, tests against real services'
+	@echo 'make quick             lint, types and unit tests, in seconds'
+
+$(BIN)/python:
+	$(PYTHON) -m venv $(VENV)
+
+# The package is installed as a user would have it; tests run against that, not against the checkout.
+$(VENV)/installed: $(BIN)/python $(SOURCES)
+	@rm -rf build ./*.egg-info
+	@$(BIN)/python -c 'import psij, IPython, ruff, pytest, submitit' 2>/dev/null || $(BIN)/pip install -q '.[test]'
+	@$(BIN)/pip install -q --force-reinstall --no-deps .
+	@rm -rf build ./*.egg-info
+	@touch $@
+
+demo: $(VENV)/installed
+	@if [ $(WLM) = slurm ]; then tests/services/install.sh slurm; fi
+	@$(BIN)/python tests/demo.py $(WLM)
+
+lint: $(VENV)/installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(VENV)/installed
+	cd $(VENV) && bin/mypy --config-file ../pyproject.toml -p execute_batch_scheduler
+
+unit: $(VENV)/installed
+	$(BIN)/pytest -q tests/unit
+
+quick: lint types unit
+
+services:
+	@tests/services/install.sh slurm accounting
+
+test: services lint types
+	$(BIN)/pip check
+	$(BIN)/pytest tests --durations=10 --cov=execute_batch_scheduler --cov-report=term:skip-covered
+	@tests/services/install.sh --missing slurm accounting
+
+clean:
+	rm -rf $(VENV) build ./*.egg-info .mypy_cache .ruff_cache .pytest_cache .coverage
