@@ -58,6 +58,11 @@ class Record:
     attempt: Optional[Attempt] = None
     cancelled: bool = False
 
+    @property
+    def obeyed(self) -> bool:
+        """Whether the script ended because of a cancellation that was asked for."""
+        return self.cancelled and self.attempt is not None and bool(self.attempt.told)
+
 
 def parse_record(text: str) -> Record:
     """Read a record. A line without its newline is still being written; an unknown line or field is passed over."""
@@ -157,6 +162,13 @@ class JobDir:
         files.update(dict.fromkeys(("record", "stdout", "stderr"), (b"", 384)))
         transport.make(self.events)
         transport.create(self.path, files)
+
+    def note_cancelled(self, transport: Transport) -> None:
+        """Put down that a cancellation was asked for, so that its effect is not taken for a failure."""
+        try:
+            transport.append(self.record, b"cancelled\n")
+        except FileNotFoundError:  # the directory is gone; the scheduler knows what it was told
+            return
 
     def read(self, transport: Transport) -> Record:
         """The record so far; an empty one if the directory is gone."""

@@ -28,7 +28,7 @@ exec 6>&1 <{stdin} >{stdout} 2>{stderr} || exit
 echo "$BASHPID" >&6
 exec 6>&- setsid -- {command} ) &
 """
-_CANCEL = """printf 'cancelled\\n' >>{record} || exit
+_CANCEL = """\
 kill -s TERM -- -{pid} || exit 0
 ( for ((i = 0; i < {patience}; i++)); do
     sleep 0.1
@@ -100,7 +100,7 @@ def verdict(record: Record, alive: bool) -> Report:
             reason="its process is gone and left no end record: killed with SIGKILL, or the machine restarted",
         )
     code = attempt.status
-    if record.cancelled and attempt.told:
+    if record.obeyed:
         return Report(JobState.CANCELED, "CANCELLED", code, "cancelled")
     if attempt.limit:
         return Report(JobState.FAILED, "TIMEOUT", code, "TimeLimit: it reached its time limit")
@@ -155,7 +155,8 @@ class ProcessExecutor(JobExecutor):
         if job.status.final or not self._alive([job]):
             self.tracker.hurry(job)
             return
-        script = _CANCEL.format(record=shlex.quote(directory.record), pid=int(job.native_id), patience=_KILL_AFTER * 10)
+        directory.note_cancelled(self.transport)
+        script = _CANCEL.format(pid=int(job.native_id), patience=_KILL_AFTER * 10)
         try:
             result = self.transport.run(["/bin/bash", "-p", "-c", script], timeout=_TIMEOUT)
         except TransportError as error:
@@ -209,14 +210,16 @@ class ProcessExecutor(JobExecutor):
     def _alive(self, jobs: Sequence[Job]) -> set[str]:
         """Ids of the jobs whose process lives; another process that has got the same number does not count."""
         pids = ",".join(job.native_id or "" for job in jobs)
-        result = self.transport.run(["ps", "-o", "pid=,stat=,args=", "-p", pids], timeout=_TIMEOUT)
+        result = self.transport.run(["ps", "-ww", "-o", "pid=,stat=,args=", "-p", pids], timeout=_TIMEOUT)
         if result.stderr:
             raise TransportError(str(result))
         found = parse_processes(result.stdout)
         return {
             job.id
             for job in jobs
-            if (directory := JobDir.of(job.spec)) and directory.path in found.get(job.native_id or "", "")
+            if (directory := JobDir.of(job.spec))
+            and (args := found.get(job.native_id or ""))
+            and (directory.path in args or args.startswith("["))  # ps shows [bash] while bash becomes another program
         }
 
     def _report(self, jobs: Sequence[Job]) -> Mapping[str, Report]:

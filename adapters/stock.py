@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Optional
 
-from execute_batch_scheduler.adapters.jobdir import JobDir
+from execute_batch_scheduler.adapters.jobdir import JobDir, Record
 from execute_batch_scheduler.adapters.tracking import Pace, Report, Tracker
 from execute_batch_scheduler.adapters.transport import Transport
-from psij import Job, JobExecutor, JobState, JobStatus
+from psij import Job, JobExecutor, JobState
 
 
 def track(executor: JobExecutor, transport: Transport) -> Tracker:
@@ -29,14 +29,15 @@ def track(executor: JobExecutor, transport: Transport) -> Tracker:
 def verdict(job: Job, transport: Transport) -> Optional[Report]:
     """The end record decides. PSI/J's COMPLETED without one is no evidence: it says so of vanished jobs too."""
     directory = JobDir.of(job.spec)
-    attempt = directory.read(transport).attempt if directory else None
-    status: JobStatus = job.status
+    record = directory.read(transport) if directory else Record()
+    attempt, status = record.attempt, job.status
     if attempt and attempt.ended is not None:
-        if status.state is JobState.CANCELED or attempt.status == 0:
-            state = JobState.CANCELED if status.state is JobState.CANCELED else JobState.COMPLETED
-        else:
-            state = JobState.FAILED
+        state = JobState.COMPLETED if attempt.status == 0 else JobState.FAILED
+        if record.obeyed or status.state is JobState.CANCELED:
+            state = JobState.CANCELED
         return Report(state, exit_code=attempt.status, reason=status.message)
     if status.state is JobState.COMPLETED:
         return None
+    if status.state is JobState.FAILED and record.cancelled:
+        return Report(JobState.CANCELED, exit_code=status.exit_code, reason=status.message)
     return Report(status.state, exit_code=status.exit_code, reason=status.message)

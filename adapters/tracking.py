@@ -399,6 +399,8 @@ def _verdict_without_scheduler(record: Record) -> Report:
     attempt = record.attempt
     if attempt is None or attempt.ended is None:
         return Report(JobState.FAILED, "UNKNOWN", reason=NO_EVIDENCE)
+    if record.obeyed:
+        return Report(JobState.CANCELED, "CANCELLED", attempt.status, "cancelled")
     if attempt.status == 0 and not attempt.told:
         return Report(JobState.COMPLETED, "COMPLETED", exit_code=0)
     told = f"it was sent {', '.join(attempt.told)}; " if attempt.told else ""

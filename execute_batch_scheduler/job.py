@@ -241,6 +241,7 @@ class Job:
         """
         if self.done():
             return False
+        self._directory.note_cancelled(self._transport)
         try:
             self.psij_job.cancel()
         except psij.SubmitException as error:

@@ -149,7 +149,7 @@ def parse_time(text: str) -> Optional[timedelta]:
     return duration or None
 
 
-def check_stock(flags: Sequence[Flag], native: Sequence[str], executor: str) -> None:
+def check_stock(spec: JobSpec, flags: Sequence[Flag], native: Sequence[str], executor: str) -> None:
     """Refuse by name what PSI/J's own executors drop, or render so that it means something else.
 
     Raises
@@ -168,8 +168,8 @@ def check_stock(flags: Sequence[Flag], native: Sequence[str], executor: str) -> 
             complaints[name] = "it sets that itself"
         if not re.fullmatch(r"[\w.,:=@%+/-]*", value):
             complaints[name] = f"it would put quotes into {value!r}"
-        if name in _COUNTS and not re.fullmatch(r"[1-9]\d*", value):
-            complaints[name] = f"it has no way to say {value!r}"
+        if name in _COUNTS and spec.attributes and spec.attributes.get_custom_attribute(f"slurm.{name}") is not None:
+            complaints[name] = f"it has no way to say {value!r} beside the others"
     if executor != "local" and "ntasks" in said and not said & {"nodes", "ntasks-per-node"}:
         complaints["ntasks"] = "it would put all tasks on one node unless --nodes is given too"
     if native:

@@ -184,14 +184,13 @@ def submit_script(
     if host is not None:
         raise BackendUnavailable(f"host={host!r}: other machines cannot be reached yet")
     wlm, chosen = _executor(wlm, executor, config, merged)
-    notices = _check(wlm, chosen, merged, native)
-
     transport: Transport = Local()
     if "SBATCH_JOB_NAME" in os.environ:
         name = None
     psij_job = psij.Job()
     where = JobDir.new(settings.root, psij_job.id)
     psij_job.spec = make_spec(merged, where, name=name, native=native)
+    notices = _check(psij_job.spec, wlm, chosen, merged, native)
     if dry_run:
         return DryRun(text, _preview(chosen, psij_job), psij_job.spec, notices)
     try:
@@ -281,7 +280,9 @@ def _found(flags: Sequence[Flag]) -> str:
     return "local"
 
 
-def _check(wlm: str, executor: JobExecutor, flags: Sequence[Flag], native: Sequence[str]) -> tuple[str, ...]:
+def _check(
+    spec: JobSpec, wlm: str, executor: JobExecutor, flags: Sequence[Flag], native: Sequence[str]
+) -> tuple[str, ...]:
     """Refuse what a backend cannot be told; what it will not heed is said in one line."""
     if wlm == "local":
         if native:
@@ -292,7 +293,7 @@ def _check(wlm: str, executor: JobExecutor, flags: Sequence[Flag], native: Seque
         idle = [flag.word for flag in flags if flag.name not in WITHOUT_SCHEDULER | HONOURED]
         return (f"Without a scheduler these have no effect: {' '.join(idle)}",) if idle else ()
     if wlm.startswith("psij:"):
-        check_stock(flags, native, executor.name)
+        check_stock(spec, flags, native, executor.name)
     return ()
 
 

@@ -1,0 +1,68 @@
+"""Services and a private home for all tests. Nothing outside of it is touched."""
+
+from __future__ import annotations
+
+import os
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+# The end of the path: the installed package counts, the checkout gives the tests' own modules.
+sys.path.append(str(Path(__file__).resolve().parents[1]))
+
+_HOME = tempfile.TemporaryDirectory(prefix="home-")
+os.environ["HOME"] = _HOME.name  # before PSI/J is imported: it remembers the home directory
+for _name in [name for name in os.environ if name.startswith(("SLURM_", "SBATCH_", "SQUEUE_", "EXECUTE_"))]:
+    del os.environ[_name]
+
+from tests.services import slurm as slurm_service  # noqa: E402
+
+
+def _needs(missing: list[str], what: str) -> None:
+    if missing and os.environ.get("CI") == "true":
+        pytest.fail(f"{what} is not installed: {', '.join(missing)}", pytrace=False)
+    if missing:
+        pytest.skip(f"NOT EXERCISED: {what} is not installed: {', '.join(missing)}")
+
+
+@pytest.fixture(scope="session")
+def slurm_daemons() -> Iterator[slurm_service.Slurm]:
+    _needs(slurm_service.missing(), "Slurm")
+    with slurm_service.running() as slurm:
+        yield slurm
+
+
+@pytest.fixture
+def slurm(slurm_daemons: slurm_service.Slurm, monkeypatch: pytest.MonkeyPatch) -> slurm_service.Slurm:
+    """A private Slurm without accounting, shared by all tests of the session."""
+    for name, value in slurm_daemons.environment.items():
+        monkeypatch.setenv(name, value)
+    return slurm_daemons
+
+
+@pytest.fixture(scope="session")
+def accounting_daemons() -> Iterator[slurm_service.Slurm]:
+    _needs(slurm_service.missing(accounting=True), "Slurm with accounting")
+    with slurm_service.running(accounting=True, min_job_age=2) as slurm:
+        yield slurm
+
+
+@pytest.fixture
+def slurm_with_accounting(
+    accounting_daemons: slurm_service.Slurm, monkeypatch: pytest.MonkeyPatch
+) -> slurm_service.Slurm:
+    """A private Slurm with accounting, that forgets ended jobs after two seconds."""
+    for name, value in accounting_daemons.environment.items():
+        monkeypatch.setenv(name, value)
+    return accounting_daemons
+
+
+@pytest.fixture(autouse=True)
+def job_root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Job directories of a test lie in its own temporary directory."""
+    root = tmp_path / "root"
+    monkeypatch.setenv("EXECUTE_JOB_DIRECTORY", str(root))
+    return root

@@ -1,0 +1,256 @@
+"""What every backend must do. A backend's own file says how it is reached and what it calls its states."""
+
+from __future__ import annotations
+
+import asyncio
+import concurrent.futures
+import os
+import stat
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from psij import JobState
+
+from execute_batch_scheduler import BadUsage, Job, JobCancelled, JobFailed, submit_script
+
+PATIENCE = 60.0
+
+
+def until(condition: Callable[[], Any], seconds: float = PATIENCE) -> Any:
+    """What the condition gives once it holds."""
+    end = time.monotonic() + seconds
+    while not (value := condition()):
+        if time.monotonic() > end:
+            raise AssertionError(f"not within {seconds} s")
+        time.sleep(0.02)
+    return value
+
+
+class Behaviour:
+    wlm: str
+    ours = True  # one of our executors: it knows native states, and any flag can be said
+
+    @pytest.fixture(autouse=True)
+    def _service(self) -> None:
+        """Overridden where a backend needs one."""
+
+    def submit(self, script: str, flags: Any = (), **options: Any) -> Job:
+        return submit_script(script, flags, wlm=self.wlm, **options)
+
+    # ends
+
+    def test_a_script_completes(self) -> None:
+        job = self.submit("echo out; echo err >&2")
+        assert job.result(PATIENCE) == "out\n"
+        assert job.get_output() == ("out\n", "err\n")
+        assert (job.state, job.exit_code, job.done(), job.cancelled()) == (JobState.COMPLETED, 0, True, False)
+        assert job.native_state == ("COMPLETED" if self.ours else None)
+        assert job.exception() is None
+        assert job.started is not None
+        assert job.ended is not None
+        assert job.started <= job.ended
+
+    @pytest.mark.parametrize(
+        ("ending", "code"),
+        [("exit 3", 3), ("exit 137", 137), ("exit 255", 255), ("kill -9 $$", 137), ("kill -TERM $$", 143)],
+    )
+    def test_a_failure_keeps_its_exit_code(self, ending: str, code: int) -> None:
+        job = self.submit(f"echo out; echo trouble >&2; {ending}")
+        with pytest.raises(JobFailed) as caught:
+            job.result(PATIENCE)
+        assert (job.state, job.exit_code) == (JobState.FAILED, code)
+        assert job.get_output() == ("out\n", "trouble\n")
+        message = str(caught.value)
+        assert f"exit code {code}" in message
+        assert "trouble" in message
+        assert str(job.paths.stderr) in message
+        assert caught.value.job is job
+
+    def test_a_missing_interpreter_is_a_failure_that_says_so(self) -> None:
+        job = self.submit("#!/no/such/shell\ntrue")
+        assert job.wait(PATIENCE)
+        assert job.state is JobState.FAILED
+        assert job.exit_code in (126, 127)
+        assert "/no/such/shell" in job.stderr() or "script" in job.stderr()
+
+    def test_a_background_child_does_not_hold_the_job(self) -> None:
+        job = self.submit("sleep 50 & echo $!")
+        pid = job.result(20).strip()
+        Path(f"/proc/{pid}").exists() and os.kill(int(pid), 9)  # no scheduler, no one else ends it
+
+    # output
+
+    def test_output_comes_while_the_job_runs(self, tmp_path: Path) -> None:
+        """The job goes on only after its first line, and a part of a line, were seen here."""
+        first, second = tmp_path / "first", tmp_path / "second"
+        job = self.submit(
+            f"echo one; until [ -e '{first}' ]; do sleep 0.05; done\n"
+            f"printf 'half'; until [ -e '{second}' ]; do sleep 0.05; done; echo ' line'; echo err >&2"
+        )
+        seen = {"stdout": "", "stderr": ""}
+        for stream, text in job.follow():
+            seen[stream] += text
+            if seen["stdout"] == "one\n":
+                assert job.running()
+                first.touch()
+            if seen["stdout"] == "one\nhalf":
+                second.touch()
+        assert seen == {"stdout": "one\nhalf line\n", "stderr": "err\n"}
+
+    def test_nothing_of_much_output_is_lost_or_repeated(self) -> None:
+        job = self.submit("#!/usr/bin/env python3\nfor i in range(200000): print(i, 'äöü€😀')")
+        text = "".join(text for stream, text in job.follow() if stream == "stdout")
+        assert text == "".join(f"{i} äöü€😀\n" for i in range(200000))
+        assert job.result(PATIENCE) == text
+
+    def test_bytes_that_are_no_text_do_no_harm(self) -> None:
+        job = self.submit(r"printf '\xff\xfe\x00a\xe2\x82'")
+        assert "".join(text for _, text in job.follow()) == "��\x00a�"
+
+    def test_head_and_tail_of_much_output(self) -> None:
+        job = self.submit("seq 100000")
+        text = "".join(text for _, text in job.follow(most=1000))
+        assert text.startswith("1\n2\n3\n")
+        assert text.endswith("99999\n100000\n")
+        assert str(job.paths.stdout) in text
+        assert len(text) < 2500
+
+    # what the script finds
+
+    def test_the_script_is_run_by_what_it_asks_for(self) -> None:
+        assert self.submit("#!/usr/bin/env -S python3 -u\nprint(1 + 1)").result(PATIENCE) == "2\n"
+        assert self.submit("print(1 + 1)", shell="python3 -u").result(PATIENCE) == "2\n"
+        assert self.submit("#!/bin/sh\nprint(1 + 1)", shell="/usr/bin/env python3").result(PATIENCE) == "2\n"
+        assert self.submit("echo $BASH_VERSION").result(PATIENCE) != "\n"
+
+    def test_a_file_is_a_script_too(self, tmp_path: Path) -> None:
+        file = tmp_path / "train it.sh"
+        file.write_text("#!/bin/bash\necho from a file")
+        assert submit_script(file, wlm=self.wlm).result(PATIENCE) == "from a file\n"
+
+    def test_environment_reaches_the_script_and_nobody_else(self) -> None:
+        value = 'it\'s "a" $secret\nof two lines'
+        job = self.submit("printf %s \"$TOKEN\"; ps -eo args | grep -c '[s]ecret'", environment={"TOKEN": value})
+        assert job.wait(PATIENCE)
+        assert job.stdout() == value + "0\n"
+
+    def test_variables_of_the_kernel_do_not_travel(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        if not self.ours:
+            pytest.skip("PSI/J's own executors hand on what they have")
+        for name in ("SLURM_JOB_NAME", "PMI_RANK", "MPLBACKEND", "JPY_PARENT_PID", "FORCE_COLOR", "PAGER"):
+            monkeypatch.setenv(name, "from the kernel")
+        monkeypatch.setenv("MINE", "travels")
+        job = self.submit("env")
+        out = job.result(PATIENCE)
+        assert "from the kernel" not in out
+        assert "MINE=travels\n" in out
+
+    def test_functions_of_the_shell_travel(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """As environment modules need it: ``module`` is an exported function."""
+        monkeypatch.setenv("BASH_FUNC_module%%", "() { echo loaded $1; }")
+        assert self.submit("#!/bin/bash\nmodule gcc").result(PATIENCE) == "loaded gcc\n"
+
+    def test_signals_are_as_a_script_expects_them(self) -> None:
+        out = self.submit("#!/usr/bin/env python3\nprint(open('/proc/self/status').read())").result(PATIENCE)
+        ignored = int(next(line.split()[1] for line in out.splitlines() if line.startswith("SigIgn")), 16)
+        assert ignored & (1 << 1) == 0  # SIGINT
+        assert ignored & (1 << 2) == 0  # SIGQUIT
+        assert ignored & (1 << 14) == 0  # SIGTERM
+
+    def test_it_runs_where_it_is_told_to(self, tmp_path: Path) -> None:
+        place = tmp_path / "here"
+        place.mkdir()
+        assert self.submit("pwd", directory=place).result(PATIENCE) == f"{place}\n"
+        with pytest.raises(BadUsage, match="directory= and --chdir"):
+            self.submit("pwd", "--chdir=/", directory=place)
+
+    def test_paths_with_spaces_and_signs(self, tmp_path: Path) -> None:
+        if not self.ours:
+            pytest.skip("refused by name: see the stock backends' own tests")
+        place = tmp_path / "a b'c$d"
+        place.mkdir()
+        (place / "in put").write_text("from the file\n")
+        job = self.submit("cat; pwd", [f"--chdir={place}", "--input=in put", "--output=out put.%j", "--job-name=a b"])
+        assert job.result(PATIENCE) == f"from the file\n{place}\n"
+        assert job.paths.stdout == f"{place}/out put.{job.native_id}"
+
+    def test_output_alone_takes_stderr_too(self, tmp_path: Path) -> None:
+        if not self.ours:
+            pytest.skip("refused by name: see the stock backends' own tests")
+        job = self.submit("echo out; echo err >&2", f"--output={tmp_path}/both")
+        assert job.result(PATIENCE) == "out\nerr\n"
+        assert job.stderr() == ""
+        assert (tmp_path / "both").read_text() == "out\nerr\n"
+
+    # cancelling
+
+    def test_cancel_ends_the_script_and_its_children(self) -> None:
+        job = self.submit("echo $$; sleep 1000 & echo $!; wait")
+        pids = until(lambda: job.stdout().split()[1:] and job.stdout().split())
+        assert job.cancel()
+        with pytest.raises(JobCancelled) as caught:
+            job.result(PATIENCE)
+        assert isinstance(caught.value, concurrent.futures.CancelledError)
+        assert (job.state, job.cancelled(), job.cancel()) == (JobState.CANCELED, True, False)
+        until(lambda: not any(_alive(pid) for pid in pids))
+
+    # the handle
+
+    def test_the_handle_is_a_future(self) -> None:
+        jobs = [self.submit(f"sleep 0.{n}; echo {n}; exit {n // 2}") for n in (0, 1, 2)]
+        called: list[Job] = []
+        jobs[0].add_done_callback(called.append)
+        by_future = {job.future: job for job in jobs}
+        ended = [by_future[future] for future in concurrent.futures.as_completed(by_future, PATIENCE)]
+        assert sorted(map(str, ended)) == sorted(map(str, jobs))
+        assert jobs[0].future.result() == "0\n"
+        assert isinstance(jobs[2].future.exception(), JobFailed)
+        assert called == [jobs[0]]
+
+    def test_the_handle_can_be_awaited(self) -> None:
+        async def both() -> list[Any]:
+            return await asyncio.gather(self.submit("echo a"), self.submit("exit 4"), return_exceptions=True)
+
+        good, bad = asyncio.run(both())
+        assert good == "a\n"
+        assert isinstance(bad, JobFailed)
+
+    def test_waiting_has_a_limit(self, tmp_path: Path) -> None:
+        job = self.submit(f"until [ -e '{tmp_path}/go' ]; do sleep 0.05; done")
+        assert not job.wait(0.05)
+        with pytest.raises(concurrent.futures.TimeoutError):
+            job.result(0.05)
+        (tmp_path / "go").touch()
+        assert job.wait(PATIENCE)
+
+    def test_the_handle_tells_what_it_is(self) -> None:
+        job = self.submit("true")
+        assert job.native_id in repr(job)
+        assert str(job) == job.id == job.native_id == job.psij_job.native_id
+        assert (job.wlm, job.host, len(job.key)) == (self.wlm, None, 36)
+        assert "<table>" in job._repr_html_()
+        assert job.wait(PATIENCE)
+        assert job.spec.arguments is not None
+        assert job.spec.arguments[-1] == f"{job.paths.directory}/run"
+
+    # many, and private
+
+    def test_many_jobs_at_once(self) -> None:
+        jobs = [self.submit(f"echo {n}") for n in range(30)]
+        assert [job.result(PATIENCE) for job in jobs] == [f"{n}\n" for n in range(30)]
+
+    def test_files_are_private(self, job_root: Path) -> None:
+        job = self.submit("true")
+        assert job.wait(PATIENCE)
+        for path in [job_root, *job_root.rglob("*")]:
+            assert stat.S_IMODE(path.stat().st_mode) & 0o077 == 0, path
+
+
+def _alive(pid: str) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return False

@@ -1,0 +1,23 @@
+"""The behaviour suite on a real Slurm."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.contract.behaviour import Behaviour
+
+
+class TestSlurm(Behaviour):
+    wlm = "slurm"
+
+    @pytest.fixture(autouse=True)
+    def _service(self, slurm: object) -> None:
+        pass
+
+
+class TestSlurmWithAccounting(Behaviour):
+    wlm = "slurm"
+
+    @pytest.fixture(autouse=True)
+    def _service(self, slurm_with_accounting: object) -> None:
+        pass
