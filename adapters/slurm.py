@@ -12,6 +12,7 @@ import time
 from collections.abc import Collection, Mapping, Sequence
 from datetime import timedelta
 from pathlib import Path
+from signal import strsignal
 from subprocess import CalledProcessError
 from typing import IO, Optional
 
@@ -83,6 +84,7 @@ REASONS = {
     "TimeLimit": "it reached its time limit",
 }
 
+_LAST_SIGNAL = 31  # above are Slurm's own marks: 53 for a failed launch, 125 for a memory kill
 _SUBMIT_TIMEOUT = 120.0  # a stalled controller: sbatch itself gives up after MessageTimeout, by default 10 s, tries
 _QUESTION_TIMEOUT = 30.0
 # Of these the commands of Slurm take their behaviour or their output's form, https://slurm.schedmd.com/squeue.html
@@ -203,7 +205,7 @@ def parse_show_job(out: str) -> Optional[Report]:
         state=STATES.get(state),
         native_state=state,
         exit_code=_exit_code(state, code, signal),
-        reason=reason_in_words(reason, state),
+        reason=reason_in_words(reason, state, signal),
         expected_start=start if queued else None,
         nodes=nodes[1] if nodes and nodes[1] != "(null)" else None,
         attempt=restarts,
@@ -229,7 +231,7 @@ def parse_queue(out: str) -> dict[str, Report]:
             state=STATES.get(state),
             native_state=state,
             exit_code=_exit_code(state, status >> 8, status & 0x7F),
-            reason=reason_in_words(line[at:].strip(), state),
+            reason=reason_in_words(line[at:].strip(), state, status & 0x7F),
             expected_start=start if queued else None,
             nodes=fields["NodeList"] or None,
             attempt=int(fields["RestartCnt"]) if fields["RestartCnt"].isdigit() else 0,
@@ -252,7 +254,7 @@ def parse_accounting(out: str) -> dict[str, Report]:
             state=STATES.get(state),
             native_state=state,
             exit_code=_exit_code(state, int(exit_code or 0), int(signal or 0)),
-            reason=" ".join(["cancelled", *by]) if by else reason_in_words(reason, state),
+            reason=" ".join(["cancelled", *by]) if by else reason_in_words(reason, state, int(signal or 0)),
             nodes=nodes if nodes != "None assigned" else None,
             started=_time(start),
             ended=_time(end),
@@ -262,9 +264,13 @@ def parse_accounting(out: str) -> dict[str, Report]:
     return reports
 
 
-def reason_in_words(reason: str, state: str) -> Optional[str]:
-    """Slurm's reason, and what it means where we know; its own text always stays."""
+def reason_in_words(reason: str, state: str, signal: int = 0) -> Optional[str]:
+    """Slurm's reason, and what it means where we know; its own text stays but where it misleads."""
     code, _, rest = reason.partition(",")
+    if state == "CANCELLED" and code != "DependencyNeverSatisfied":
+        return "cancelled"  # Slurm leaves the reason for which it was pending
+    if state == "FAILED" and 0 < signal <= _LAST_SIGNAL and not reason.startswith("RaisedSignal"):
+        return f"RaisedSignal:{signal}({strsignal(signal)})"  # some releases call it JobLaunchFailure
     if reason in ("", "None", "(null)"):
         code = reason = {"OUT_OF_MEMORY": "OutOfMemory", "TIMEOUT": "TimeLimit", "NODE_FAIL": "NodeFailure"}.get(
             state, ""
@@ -280,7 +286,7 @@ def _exit_code(state: str, code: int, signal: int) -> Optional[int]:
     final = STATES.get(state)
     if final is None or not final.final or state in ("NODE_FAIL", "BOOT_FAIL", "DEADLINE", "REVOKED"):
         return None
-    if signal > 64:  # Slurm's own marks: 125 for a memory kill
+    if signal > _LAST_SIGNAL:
         return None
     if signal:
         return 128 + signal

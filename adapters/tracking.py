@@ -413,10 +413,10 @@ def _with_record(report: Report, record: Record, directory: Optional[JobDir]) ->
     attempt = record.attempt
     if report.exit_code is None and attempt and attempt.ended is not None:
         report = replace(report, exit_code=attempt.status)
-    if directory and attempt is None and report.state is JobState.FAILED:
+    if directory and attempt is None and report.native_state == "FAILED":
         hint = (
-            f"the script was never begun: the node wrote nothing into {directory.path}; if compute nodes do not see "
-            "that directory, set job_directory to one that they do"
+            "the script was never begun: a file of --output, --error or --input could not be opened, or the node does "
+            f"not see {directory.path}; then set job_directory to a directory that it sees"
         )
         report = replace(report, reason=f"{report.reason}; {hint}" if report.reason else hint)
     return report

@@ -240,8 +240,9 @@ class Slurm:
         try:
             self.run("scancel", "--full", "-s", "KILL", "-u", getpass.getuser(), check=False)
             self.run("scancel", "-u", getpass.getuser(), check=False)
-        except subprocess.TimeoutExpired:
-            pass  # the controller is down; its jobs end with the nodes below
+            self._until("no job is left", lambda: not self.run("squeue", "-h"), 10)
+        except (subprocess.TimeoutExpired, RuntimeError):
+            pass  # the controller or a node is down; the jobs end with the nodes below
         for name in ("slurmctld", *(f"slurmd-{node}" for node in _NODES), "slurmdbd"):
             self._stop(name)
         if self._sql:
@@ -265,7 +266,10 @@ class Slurm:
             os.kill(pid, number)
         except ProcessLookupError:
             return
-        self._until(f"{name} has stopped", lambda: not _alive(pid))
+        try:
+            self._until(f"{name} has stopped", lambda: not _alive(pid), 5)
+        except RuntimeError:
+            os.kill(pid, signal.SIGKILL)
 
     def _until(self, what: str, done: Any, seconds: float = 60) -> None:
         end = time.monotonic() + seconds

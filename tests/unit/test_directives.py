@@ -1,0 +1,79 @@
+from __future__ import annotations
+
+import pytest
+
+from execute_batch_scheduler import directives
+from execute_batch_scheduler.errors import BadUsage
+
+SHEBANG = "#!/bin/bash\n"
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ("#SBATCH -n8", ["-n8"]),
+        ("#SBATCH --ntasks 8 -N 2", ["--ntasks", "8", "-N", "2"]),
+        ("#SBATCH\t--time=7\t-H\t", ["--time=7", "-H"]),
+        ("#SBATCH-J x", ["-J", "x"]),
+        ("#SBATCH--time=7", ["--time=7"]),
+        ("#SBATCHX", ["X"]),
+        ("#SBATCH", []),
+        ("#SBATCH   ", []),
+        ("#SBATCH # nothing but a comment", []),
+        ("#SBATCH -n8 # eight", ["-n8"]),
+        ("#SBATCH -J zz#1", ["-J", "zz"]),
+        ("#SBATCH -J 'a b'", ["-J", "a b"]),
+        ('#SBATCH --comment="a # b"', ["--comment=a # b"]),
+        ("#SBATCH --comment='say \"hi\"'", ['--comment=say "hi"']),
+        ("#SBATCH --comment=\"it's\"", ["--comment=it's"]),
+        ("#SBATCH --comment=a'b c'\"d e\"f", ["--comment=ab cd ef"]),
+        ("#SBATCH -J ''", ["-J", ""]),
+        (r"#SBATCH -J a\ b", ["-J", "a\\", "b"]),
+        ("#SBATCH -D $HOME", ["-D", "$HOME"]),
+        ("##SBATCH -n8", []),
+        ("# SBATCH -n8", []),
+        ("#sbatch -n8", []),
+        ("#SBATC -n8", []),
+    ],
+)
+def test_the_words_of_one_line(line, words):
+    assert directives.read(f"{SHEBANG}{line}\ntrue\n") == words
+
+
+@pytest.mark.parametrize(
+    "script",
+    [
+        "#!/bin/bash\n#SBATCH -n8\ntrue\n",
+        "#! /usr/bin/env python3\n#SBATCH -n8\npass\n",
+        "#SBATCH -n8\n",
+        "#!/bin/bash\n#SBATCH -n8",
+        "#!/bin/bash\n\n  \t\n# a comment\n#SBATCH -n8\n",
+        "\n#SBATCH -n8\n",
+        "#!/bin/bash\n#SBATCH -n8\n#SBATC -n9\nset -e\n#SBATCH -n9\n",
+        '#!/usr/bin/env python3\n#SBATCH -n8\n"""Doc.\n#SBATCH -n9\n"""\n#SBATCH -n9\n',
+        "#!/bin/bash\n#SBATCH -n8\ntrue # code\n#SBATCH -n9\n",
+        "#!/bin/bash\n#SBATCH -n8\n #SBATCH -n9\n",
+    ],
+)
+def test_comments_and_blank_lines_do_not_matter_and_the_first_other_line_ends_the_head(script):
+    assert directives.read(script) == ["-n8"]
+
+
+def test_lines_are_joined_in_their_order():
+    assert directives.read(f"{SHEBANG}#SBATCH -n8\n#SBATCH -N2\n#SBATCH -n4\n") == ["-n8", "-N2", "-n4"]
+
+
+def test_a_script_without_directives_has_no_words():
+    assert directives.read("") == directives.read("echo hello\n") == []
+
+
+@pytest.mark.parametrize("line", ["#SBATCH -J 'a", '#SBATCH -J "a', "#SBATCH --comment=it's"])
+def test_an_open_quote_is_refused_with_its_line(line):
+    with pytest.raises(BadUsage, match="a quote is not closed in line 3 of the script"):
+        directives.read(f"{SHEBANG}# comment\n{line}\ntrue\n")
+
+
+@pytest.mark.parametrize("word", ["hetjob", "packjob"])
+def test_parts_of_a_heterogeneous_job_are_refused(word):
+    with pytest.raises(BadUsage, match=f"line 2 of the script: heterogeneous jobs \\({word}\\)"):
+        directives.read(f"{SHEBANG}#SBATCH {word}\n")

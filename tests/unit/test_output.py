@@ -1,0 +1,186 @@
+from __future__ import annotations
+
+import pytest
+
+from execute_batch_scheduler.adapters.transport import Local
+from execute_batch_scheduler.output import Output, last_lines, whole
+
+PIECE = 1 << 16
+
+
+@pytest.fixture
+def file(tmp_path):
+    path = tmp_path / "out"
+    path.write_bytes(b"")
+    return path
+
+
+def reader(path, most=None):
+    return Output(Local(), lambda: str(path), most)
+
+
+def append(path, data):
+    with path.open("ab") as file:
+        file.write(data)
+
+
+def test_a_growing_file_is_read_from_where_the_last_reading_ended(file):
+    out = reader(file)
+    assert out.read() == ""
+    append(file, b"one\n")
+    assert (out.read(), out.read()) == ("one\n", "")
+    append(file, b"two")
+    append(file, b" three")
+    assert out.read() == "two three"
+
+
+def test_a_file_that_is_not_there_yet_is_waited_for(tmp_path):
+    path = tmp_path / "later"
+    out = reader(path)
+    assert (out.read(), out.rest()) == ("", "")
+    path.write_text("here")
+    assert out.read() == "here"
+
+
+def test_a_path_that_is_not_known_yet_is_asked_for_again(file):
+    file.write_text("here")
+    paths = iter([None, None, str(file)])
+    out = Output(Local(), lambda: next(paths))
+    assert [out.read() for _ in range(3)] == ["", "", "here"]
+
+
+def test_half_a_character_waits_for_its_other_half(file):
+    text = "aé€😀z"
+    out, got = reader(file), ""
+    for byte in text.encode():
+        append(file, bytes([byte]))
+        piece = out.read()
+        assert "\ufffd" not in piece
+        got += piece
+    assert got == text
+    assert out.rest() == ""
+
+
+def test_half_a_character_that_stays_is_shown_at_the_end(file):
+    append(file, "é".encode()[:1])
+    out = reader(file)
+    assert (out.read(), out.rest()) == ("", "\ufffd")
+
+
+def test_bytes_that_are_no_text_do_not_stop_the_reading(file):
+    append(file, b"a\xff\xfeb")
+    out = reader(file)
+    assert out.read() == "a\ufffd\ufffdb"
+    append(file, b"c")
+    assert out.read() == "c"
+
+
+def test_a_piece_is_bounded(file):
+    append(file, b"x" * (2 * PIECE + 1))
+    out = reader(file)
+    assert [len(out.read()) for _ in range(4)] == [PIECE, PIECE, 1, 0]
+
+
+def test_a_character_across_two_pieces_is_whole(file):
+    append(file, b"x" * (PIECE - 1) + "é".encode())
+    out = reader(file)
+    assert (out.read(), out.read()) == ("x" * (PIECE - 1), "é")
+
+
+def test_a_truncated_file_is_read_anew(file):
+    file.write_text("first attempt\n")
+    out = reader(file)
+    out.read()
+    file.write_text("second\n")
+    assert out.read() == "second\n"
+    append(file, b"more")
+    assert out.read() == "more"
+
+
+def test_half_a_character_of_the_first_attempt_is_not_taken_into_the_second(file):
+    file.write_bytes(b"abc\xc3")
+    out = reader(file)
+    assert out.read() == "abc"
+    file.write_bytes(b"\xa9x")
+    assert out.read() == "\ufffdx"
+
+
+@pytest.mark.parametrize(
+    ("size", "head", "tail"),
+    [
+        (0, "", ""),
+        (9, "012345678", ""),
+        (10, "0123456789", ""),
+        (11, "0123456789", "0"),
+        (20, "0123456789", "0123456789"),
+    ],
+)
+def test_what_fits_into_head_and_tail_is_shown_whole(file, size, head, tail):
+    file.write_text("0123456789" * 3)
+    with file.open("ab") as handle:
+        handle.truncate(size)
+    out = reader(file, most=10)
+    assert out.read() == head
+    assert out.read() == ""
+    assert out.rest() == tail
+
+
+def test_what_does_not_fit_is_left_out_between_head_and_tail_and_counted(file):
+    file.write_bytes(b"h" * 10 + b"m" * 1234 + b"t" * 10)
+    out = reader(file, most=10)
+    assert out.read() == "h" * 10
+    assert out.rest() == f"\n[... 1,234 bytes are not shown; the whole is in {file} ...]\n{'t' * 10}"
+
+
+def test_the_head_is_filled_by_several_readings(file):
+    out = reader(file, most=5)
+    append(file, b"abc")
+    assert out.read() == "abc"
+    append(file, b"defgh")
+    assert (out.read(), out.read(), out.rest()) == ("de", "", "fgh")
+
+
+def test_without_a_limit_nothing_is_left_for_the_end(file):
+    file.write_text("x" * 100)
+    out = reader(file)
+    assert (out.read(), out.rest()) == ("x" * 100, "")
+
+
+def test_a_file_that_is_gone_at_the_end_has_no_tail(file):
+    file.write_text("0123456789")
+    out = reader(file, most=5)
+    out.read()
+    file.unlink()
+    assert out.rest() == ""
+
+
+def test_the_whole_text(file):
+    file.write_bytes(b"a\xc3\xa9\xff\n" * 3)
+    assert whole(Local(), str(file)) == "aé\ufffd\n" * 3
+    assert whole(Local(), None) == ""
+    assert whole(Local(), f"{file}.none") == ""
+
+
+@pytest.mark.parametrize(
+    ("text", "lines"),
+    [
+        ("", []),
+        ("a\nb", ["a", "b"]),
+        ("".join(f"{number}\n" for number in range(30)), [str(number) for number in range(20, 30)]),
+        ("\n\nx\n", ["", "", "x"]),
+    ],
+)
+def test_the_last_lines(file, text, lines):
+    file.write_text(text)
+    assert last_lines(Local(), str(file)) == lines
+
+
+def test_the_last_lines_of_a_long_file_are_bounded_in_bytes(file):
+    file.write_text("x" * (3 * PIECE) + "\nlast\n")
+    first, last = last_lines(Local(), str(file))
+    assert (len(first) < PIECE, last) == (True, "last")
+    assert last_lines(Local(), str(file), count=1) == ["last"]
+
+
+def test_there_are_no_last_lines_where_there_is_no_file(file):
+    assert last_lines(Local(), None) == last_lines(Local(), f"{file}.none") == []

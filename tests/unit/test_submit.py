@@ -1,0 +1,52 @@
+from __future__ import annotations
+
+import pytest
+
+from execute_batch_scheduler.errors import BadUsage
+from execute_batch_scheduler.settings import settings
+from execute_batch_scheduler.submit import with_shell
+
+
+@pytest.mark.parametrize(
+    ("text", "shell", "expected"),
+    [
+        ("echo a\n", None, "#!/bin/bash\necho a\n"),
+        ("echo a", None, "#!/bin/bash\necho a\n"),
+        ("#!/bin/sh\necho a\n", None, "#!/bin/sh\necho a\n"),
+        ("#!/bin/sh\necho a", None, "#!/bin/sh\necho a\n"),
+        ("\n\n#!/bin/sh\necho a\n", None, "#!/bin/sh\necho a\n"),
+        ("#!/bin/sh\necho a\n", "/bin/zsh", "#!/bin/zsh\necho a\n"),
+        ("\n#!/bin/sh\necho a\n", "/bin/zsh", "#!/bin/zsh\necho a\n"),
+        ("#SBATCH -n8\necho a\n", None, "#!/bin/bash\n#SBATCH -n8\necho a\n"),
+        ("\necho a\n", None, "#!/bin/bash\n\necho a\n"),
+        ("print(1)\n", "python3", "#!/usr/bin/env python3\nprint(1)\n"),
+        ("print(1)\n", "python3 -u", "#!/usr/bin/env -S python3 -u\nprint(1)\n"),
+        ("echo a\n", "/bin/sh -e", "#!/bin/sh -e\necho a\n"),
+        ("echo a\n", "", "#!/bin/bash\necho a\n"),
+        ("# no shebang: #!/bin/sh\n", None, "#!/bin/bash\n# no shebang: #!/bin/sh\n"),
+        ("#!/bin/sh", "/bin/zsh", "#!/bin/zsh\n\n"),
+    ],
+)
+def test_the_shell_asked_for_counts_before_the_scripts_own_and_that_before_the_settings(text, shell, expected):
+    assert with_shell(text, shell) == expected
+
+
+def test_the_settings_shell_is_the_last_resort(monkeypatch):
+    monkeypatch.setattr(settings, "shell", "/bin/sh")
+    assert with_shell("echo a\n", None) == "#!/bin/sh\necho a\n"
+    assert with_shell("#!/bin/zsh\n", None) == "#!/bin/zsh\n"
+    assert with_shell("echo a\n", "/bin/ksh") == "#!/bin/ksh\necho a\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "the script is empty"),
+        (" \n\t\n", "the script is empty"),
+        ("echo a\r\n", "DOS line ends"),
+        ("echo \0\n", "NUL byte"),
+    ],
+)
+def test_what_no_scheduler_takes_is_refused(text, message):
+    with pytest.raises(BadUsage, match=message):
+        with_shell(text, None)
