@@ -15,7 +15,7 @@ from IPython.utils.text import DollarFormatter
 from traitlets import Any as AnyTrait, Enum, Unicode, observe
 
 from execute_batch_scheduler import display, flags as flag_table
-from execute_batch_scheduler.errors import BadUsage
+from execute_batch_scheduler.errors import BadUsage, Interrupted
 from execute_batch_scheduler.flags import NONE, REQUIRED, Flag, Option
 from execute_batch_scheduler.settings import settings
 
@@ -41,6 +41,7 @@ _OWN = {
         Option("no-stream", NONE),
     )
 }
+_TO_FILL_IN = re.compile(r"\{\{|\}\}|\$\$|\$\{\w+\}|\{[^{}]+\}|\$[A-Za-z_]\w*(\.\w+)*")
 _VARIABLES = ("amgr", "jobid", "pid", "out", "err")
 _MOST_IN_NOTEBOOK = 200_000  # bytes from head and tail of each stream; a notebook is to stay below 1 MB
 _PATIENCE = 1.0  # seconds before a job is said to wait: most start sooner
@@ -124,11 +125,17 @@ class ExecuteMagics(Magics):
 
     def _parse(self, line: str) -> tuple[dict[str, str], list[str], list[str]]:
         """Our own options by name, sbatch's words, and native words."""
+        values: list[str] = []
+
+        def set_aside(match: re.Match[str]) -> str:  # so that a value with spaces stays one word, whatever it holds
+            values.append(self._value(match[0]))
+            return f"\ue000{len(values) - 1}\ue001"
+
         try:
-            words = shlex.split(line)
+            words = shlex.split(_TO_FILL_IN.sub(set_aside, line))
         except ValueError as error:
             raise BadUsage(f"{error} in: {line}") from None
-        words = [self._fill_in(word) for word in words]
+        words = [re.sub("\ue000(\\d+)\ue001", lambda match: values[int(match[1])], word) for word in words]
         native: list[str] = []
         if "--" in words:
             at = words.index("--")
@@ -141,18 +148,16 @@ class ExecuteMagics(Magics):
                 raise BadUsage(f"--{name} wants the name of a variable, and {own[name]!r} is none{hint}")
         return own, [flag.word for flag in parsed if not _is_own(flag)], native
 
-    def _fill_in(self, word: str) -> str:
-        """Python's {expression} and $name from the notebook's variables, $NAME from the environment too."""
-        if "{" not in word and "$" not in word:
-            return word
+    def _value(self, words: str) -> str:
+        """Of {expression} or $name from the notebook's variables; $NAME from the environment too."""
         names = {**os.environ, **self.shell.user_ns}
         try:
-            return str(DollarFormatter().vformat(word, (), names))
+            return str(DollarFormatter().vformat(re.sub(r"^\$\{(.*)\}$", r"$\1", words), (), names))
         except NameError as error:
             missing = re.search(r"'(.*)'", str(error))
-            raise BadUsage(f"{missing[1] if missing else error} is not defined, and {word!r} needs it") from None
+            raise BadUsage(f"{missing[1] if missing else error} is not defined, and {words} needs it") from None
         except Exception as error:
-            raise BadUsage(f"{word!r} cannot be filled in: {error}; a brace is written {{{{") from None
+            raise BadUsage(f"{words} cannot be filled in: {error}; a brace is written {{{{") from None
 
     def _publish(self, own: dict[str, str], job: Job) -> None:
         """Put into the namespace what was asked for, while the job runs."""
@@ -192,9 +197,9 @@ class _Cell:
                 self._interrupted()
         except KeyboardInterrupt:
             self._end_line()
-            print(f"Not waiting any longer; {self.job!r} is in {self.own.get('amgr') or '_execute_job'}")
-            self.magics.shell.push({"_execute_job": self.job})
-            raise
+            name = self.own.get("amgr", "_execute_job")
+            self.magics.shell.push({name: self.job})
+            raise Interrupted(f"not waiting any longer; the job goes on: {name} is {self.job!r}") from None
         texts = {"out": self.job.stdout, "err": self.job.stderr}
         self.magics.shell.push({self.own[name]: read() for name, read in texts.items() if name in self.own})
         if "no-raise-error" not in self.own:

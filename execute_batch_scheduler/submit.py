@@ -36,6 +36,7 @@ _HINTS = {
     r"[Ii]nvalid qos": "sacctmgr show qos lists them",
     r"[Nn]ode count specification|[Nn]ode configuration|CPU count": "sinfo -N -l shows what the nodes have",
     r"[Tt]ime limit": "times are minutes, h:m:s or days-h; sinfo -s shows the partitions' limits",
+    r"configuration source": "this machine's Slurm has no configuration; --wlm=local runs the cell on this machine",
     r"[Uu]nable to contact|[Cc]onnection refused|[Ss]ocket timed out|did not respond": (
         "scontrol ping shows whether the controller is up; squeue --me shows whether the job was accepted all the same"
     ),

@@ -25,7 +25,7 @@ SHEBANG = "#!/bin/bash\n"
         ("#SBATCH -J 'a b'", ["-J", "a b"]),
         ('#SBATCH --comment="a # b"', ["--comment=a # b"]),
         ("#SBATCH --comment='say \"hi\"'", ['--comment=say "hi"']),
-        ("#SBATCH --comment=\"it's\"", ["--comment=it's"]),
+        ('#SBATCH --comment="it\'s"', ["--comment=it's"]),
         ("#SBATCH --comment=a'b c'\"d e\"f", ["--comment=ab cd ef"]),
         ("#SBATCH -J ''", ["-J", ""]),
         (r"#SBATCH -J a\ b", ["-J", "a\\", "b"]),

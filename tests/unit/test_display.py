@@ -5,11 +5,13 @@ from datetime import datetime
 from typing import Optional
 
 import pytest
+from execute_batch_scheduler.adapters.tracking import Details
 from psij import JobState
 
 from execute_batch_scheduler import display
-from execute_batch_scheduler.adapters.tracking import Details
 from execute_batch_scheduler.job import Paths
+
+PATHS = Paths("/jobs/one", "/jobs/one/script", "/jobs/one/record", None, None)
 
 
 @dataclass
@@ -25,7 +27,7 @@ class Job:
     submitted: datetime = datetime(2030, 1, 2, 3, 4, 5)
     started: Optional[datetime] = None
     ended: Optional[datetime] = None
-    paths: Paths = Paths("/jobs/one", "/jobs/one/script", "/jobs/one/record", None, None)
+    paths: Paths = PATHS
 
     @property
     def native_state(self):

@@ -3,7 +3,18 @@ from __future__ import annotations
 import pytest
 
 from execute_batch_scheduler.errors import BadUsage
-from execute_batch_scheduler.flags import NONE, OPTIONAL, REQUIRED, SBATCH, Option, find, last_said, merge, parse, suggest
+from execute_batch_scheduler.flags import (
+    NONE,
+    OPTIONAL,
+    REQUIRED,
+    SBATCH,
+    Option,
+    find,
+    last_said,
+    merge,
+    parse,
+    suggest,
+)
 
 
 def said(*words: str) -> list[tuple[str, object]]:

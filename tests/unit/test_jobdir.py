@@ -6,10 +6,9 @@ import time
 from pathlib import Path
 
 import pytest
-from psij import JobSpec
-
 from execute_batch_scheduler.adapters.jobdir import Attempt, JobDir, Record, parse_record
 from execute_batch_scheduler.adapters.transport import Local
+from psij import JobSpec
 
 STARTED = "started\tattempt=0\ttime=1700000000.250000\tid=7\tnode=n1\tstdout=/o\tstderr=/e\n"
 ENDED = "ended\tattempt=0\ttime=1700000002.5\texit=0\ttold=\n"
@@ -44,7 +43,10 @@ def attempt(**fields):
             STARTED + "told\tattempt=0\ttime=1\tsignal=TERM\n" + ENDED.replace("told=", "told=TERM"),
             Record(attempt(ended=1700000002.5, exit_code=0, told=("TERM",))),
         ),
-        (STARTED + ENDED.replace("told=", "told=INT,TERM"), Record(attempt(ended=1700000002.5, exit_code=0, told=("INT", "TERM")))),
+        (
+            STARTED + ENDED.replace("told=", "told=INT,TERM"),
+            Record(attempt(ended=1700000002.5, exit_code=0, told=("INT", "TERM"))),
+        ),
         (STARTED + "limit\tattempt=0\ttime=1\t\n", Record(attempt(limit=True))),
         ("cancelled\n", Record(None, cancelled=True)),
         (STARTED + "cancelled\n" + ENDED, Record(attempt(ended=1700000002.5, exit_code=0), cancelled=True)),

@@ -1,8 +1,8 @@
 from __future__ import annotations
 
 import pytest
-
 from execute_batch_scheduler.adapters.transport import Local
+
 from execute_batch_scheduler.output import Output, last_lines, whole
 
 PIECE = 1 << 16

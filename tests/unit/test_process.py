@@ -1,11 +1,11 @@
 from __future__ import annotations
 
 import pytest
-from psij import JobAttributes, JobSpec, JobState
-
 from execute_batch_scheduler.adapters.jobdir import Attempt, JobDir, Record
 from execute_batch_scheduler.adapters.process import parse_processes, start_script, verdict
 from execute_batch_scheduler.adapters.tracking import Report
+from psij import JobAttributes, JobSpec, JobState
+
 from execute_batch_scheduler.flags import parse
 from execute_batch_scheduler.spec import make_spec
 

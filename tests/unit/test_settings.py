@@ -16,9 +16,7 @@ from execute_batch_scheduler.settings import Settings
         ("/a/../b/", None, "/b"),
     ],
 )
-def test_what_is_set_counts_before_the_environment_and_that_before_the_home(
-    monkeypatch, job_directory, variable, root
-):
+def test_what_is_set_counts_before_the_environment_and_that_before_the_home(monkeypatch, job_directory, variable, root):
     monkeypatch.setenv("HOME", "/home/me")
     monkeypatch.delenv("EXECUTE_JOB_DIRECTORY", raising=False)
     if variable is not None:

@@ -5,11 +5,8 @@ from datetime import datetime, timedelta
 from pathlib import Path
 
 import pytest
-from psij import Job, JobAttributes, JobSpec, JobState, ResourceSpecV1, SubmitException
-
 from execute_batch_scheduler.adapters.slurm import (
     STATES,
-    TrackedSlurmExecutor,
     format_time,
     job_id,
     literal_filename,
@@ -23,6 +20,7 @@ from execute_batch_scheduler.adapters.slurm import (
     submit_script,
 )
 from execute_batch_scheduler.adapters.tracking import Report
+from psij import Job, JobAttributes, JobExecutor, JobSpec, JobState, ResourceSpecV1, SubmitException
 
 # What Slurm 22.05 printed for jobs in many states.
 DATA = Path(__file__).resolve().parents[1] / "data" / "slurm"
@@ -98,7 +96,9 @@ def custom(**attributes):
             ["--partition=short", "--account=me", "--reservation=r1"],
         ),
         (
-            JobSpec("/bin/true", attributes=custom(slurm__qos="high", SLURM__p="short", slurm__comment="a 'b' \"c\"\n")),
+            JobSpec(
+                "/bin/true", attributes=custom(slurm__qos="high", SLURM__p="short", slurm__comment="a 'b' \"c\"\n")
+            ),
             ["--qos=high", "-pshort", "--comment=a 'b' \"c\"\n"],
         ),
         (JobSpec("/bin/true", attributes=custom(pbs__q="x", qos="high")), []),
@@ -194,10 +194,29 @@ def test_the_job_id_is_the_first_line_of_parsable_output(out, number):
 
 def test_the_environment_of_the_kernel_does_not_reach_the_job():
     keep = {"PATH": "/bin", "SBATCH_PARTITION": "p", "SLURM_CONF": "/c", "SLURM_JWT": "t", "OMP_NUM_THREADS": "2"}
-    keep |= {"PMIXED": "", "MY_SLURM_JOB_ID": "1", "MPLBACKEND_X": "", "OARS": "", "PAGERS": ""}
+    keep |= {"MY_SLURM_JOB_ID": "1", "MPLBACKEND_X": "", "OARS": "", "PAGERS": ""}
     drop = dict.fromkeys(
-        "SLURM_JOB_ID SLURM_NTASKS SLURMD_NODENAME SRUN_DEBUG PMI_RANK PMI2 PMIX_RANK JPY_PARENT_PID JUPYTERHUB_API_TOKEN "
-        "IPYTHON_DIR OAR_JOB_ID PBS_JOBID MPLBACKEND CLICOLOR CLICOLOR_FORCE FORCE_COLOR PAGER GIT_PAGER SBATCH_WAIT".split(),
+        [
+            "SLURM_JOB_ID",
+            "SLURM_NTASKS",
+            "SLURMD_NODENAME",
+            "SRUN_DEBUG",
+            "PMI_RANK",
+            "PMI2",
+            "PMIX_RANK",
+            "JPY_PARENT_PID",
+            "JUPYTERHUB_API_TOKEN",
+            "IPYTHON_DIR",
+            "OAR_JOB_ID",
+            "PBS_JOBID",
+            "MPLBACKEND",
+            "CLICOLOR",
+            "CLICOLOR_FORCE",
+            "FORCE_COLOR",
+            "PAGER",
+            "GIT_PAGER",
+            "SBATCH_WAIT",
+        ],
         "x",
     )
     assert submit_environment({**keep, **drop}) == keep
@@ -206,11 +225,43 @@ def test_the_environment_of_the_kernel_does_not_reach_the_job():
 def test_the_environment_of_a_question_keeps_the_form_of_its_answer():
     keep = {"PATH": "/bin", "SLURM_CONF": "/c", "SBATCH_PARTITION": "p", "SLURM_TIME_FORMATS": "x"}
     drop = dict.fromkeys(
-        "SQUEUE_FORMAT SQUEUE_STATES SCONTROL_ALL SACCT_FORMAT SCANCEL_NAME SINFO_ALL SLURM_TIME_FORMAT SLURM_CLUSTERS "
-        "SLURM_BITSTR_LEN".split(),
+        [
+            "SQUEUE_FORMAT",
+            "SQUEUE_STATES",
+            "SCONTROL_ALL",
+            "SACCT_FORMAT",
+            "SCANCEL_NAME",
+            "SINFO_ALL",
+            "SLURM_TIME_FORMAT",
+            "SLURM_CLUSTERS",
+            "SLURM_BITSTR_LEN",
+        ],
         "x",
     )
     assert question_environment({**keep, **drop}) == keep
+
+
+@pytest.mark.parametrize("reason", ["None", "JobHeldUser", "Resources"])
+def test_a_cancelled_job_no_longer_waits(reason):
+    assert reason_in_words(reason, "CANCELLED") == "cancelled"
+
+
+def test_a_cancelled_job_whose_dependency_failed_says_so():
+    assert reason_in_words("DependencyNeverSatisfied", "CANCELLED").startswith("DependencyNeverSatisfied: ")
+
+
+@pytest.mark.parametrize(
+    ("reason", "signal", "words"),
+    [
+        ("JobLaunchFailure", 9, "RaisedSignal:9(Killed)"),
+        ("None", 15, "RaisedSignal:15(Terminated)"),
+        ("RaisedSignal:9(Killed)", 9, "RaisedSignal:9(Killed)"),
+        ("JobLaunchFailure", 53, "JobLaunchFailure: the node could not start it"),
+        ("NonZeroExitCode", 0, "NonZeroExitCode"),
+    ],
+)
+def test_a_failed_job_that_a_signal_ended_says_so(reason, signal, words):
+    assert reason_in_words(reason, "FAILED", signal) == words
 
 
 @pytest.mark.parametrize(
@@ -238,6 +289,7 @@ def test_a_reason_keeps_its_own_text_and_gets_words(reason, state, words):
 
 
 HELD = "JobHeldUser: it is held; release it with scontrol release"
+KILLED = "RaisedSignal:9(Killed)"
 LATE = "TimeLimit: it reached its time limit"
 SHOWN = {
     "held": Report(QUEUED, "PENDING", reason=HELD),
@@ -248,9 +300,7 @@ SHOWN = {
         "PENDING",
         reason="DependencyNeverSatisfied: what it depends on can no longer happen; it will never start",
     ),
-    "partition_time": Report(
-        QUEUED, "PENDING", reason="PartitionTimeLimit: its time limit is above the partition's"
-    ),
+    "partition_time": Report(QUEUED, "PENDING", reason="PartitionTimeLimit: its time limit is above the partition's"),
     "resources": Report(
         QUEUED, "PENDING", reason="Resources: it waits for nodes to become free", expected_start=at("00:53:25")
     ),
@@ -260,9 +310,7 @@ SHOWN = {
     "running": Report(ACTIVE, "RUNNING", nodes="sn2", started=at("00:43:05"), ended=at("00:53:05")),
     "name": Report(ACTIVE, "RUNNING", nodes="sn2", started=at("00:42:58"), ended=at("00:52:58")),
     "suspended": Report(ACTIVE, "SUSPENDED", nodes="sn2", started=at("00:43:06"), ended=at("00:53:06")),
-    "completed": Report(
-        COMPLETED, "COMPLETED", exit_code=0, nodes="sn1", started=at("00:42:58"), ended=at("00:42:58")
-    ),
+    "completed": Report(COMPLETED, "COMPLETED", exit_code=0, nodes="sn1", started=at("00:42:58"), ended=at("00:42:58")),
     "failed": Report(
         FAILED,
         "FAILED",
@@ -273,7 +321,13 @@ SHOWN = {
         ended=at("00:42:58"),
     ),
     "cancelled_running": Report(
-        CANCELED, "CANCELLED", exit_code=143, nodes="sn2", started=at("00:42:58"), ended=at("00:42:58")
+        CANCELED,
+        "CANCELLED",
+        exit_code=143,
+        reason="cancelled",
+        nodes="sn2",
+        started=at("00:42:58"),
+        ended=at("00:42:58"),
     ),
     "timeout": Report(
         FAILED, "TIMEOUT", exit_code=143, reason=LATE, nodes="sn1", started=at("00:42:58"), ended=at("00:44:25")
@@ -299,21 +353,21 @@ def test_what_scontrol_shows(name):
 
 
 @pytest.mark.parametrize(
-    ("name", "state", "exit_code"),
+    ("name", "state", "exit_code", "reason"),
     [
-        ("killed", FAILED, 137),
-        ("oom", FAILED, 137),
-        ("launch_failed", FAILED, ...),
-        ("cancelled_pending", CANCELED, None),
-        ("node_down", QUEUED, None),
-        ("requeued", QUEUED, None),
-        ("requeue_hold", QUEUED, None),
+        ("killed", FAILED, 137, KILLED),
+        ("oom", FAILED, 137, KILLED),
+        ("launch_failed", FAILED, None, "JobLaunchFailure: the node could not start it"),
+        ("cancelled_pending", CANCELED, None, "cancelled"),
+        ("node_down", QUEUED, None, ...),
+        ("requeued", QUEUED, None, "BeginTime: its begin time has not come"),
+        ("requeue_hold", QUEUED, None, "job_requeued_in_held_state"),
     ],
 )
-def test_states_and_exit_codes_that_scontrol_shows(name, state, exit_code):
+def test_how_it_ended_or_why_it_waits(name, state, exit_code, reason):
     report = shown(name)
-    assert report.state is state
-    assert exit_code is ... or report.exit_code == exit_code
+    assert (report.state, report.exit_code) == (state, exit_code)
+    assert reason is ... or report.reason == reason
 
 
 @pytest.mark.parametrize(("name", "attempt"), [("requeued", 1), ("requeue_hold", 1), ("running", 0)])
@@ -334,7 +388,9 @@ def test_a_name_and_a_comment_cannot_fake_a_state():
     assert shown("name").native_state == "RUNNING"
 
 
-@pytest.mark.parametrize("text", ["", "slurm_load_jobs error: Invalid job id specified\n", "JobId=5 JobState=RUNNING\n"])
+@pytest.mark.parametrize(
+    "text", ["", "slurm_load_jobs error: Invalid job id specified\n", "JobId=5 JobState=RUNNING\n"]
+)
 def test_what_is_no_answer_of_scontrol_is_none(text):
     assert parse_show_job(text) is None
 
@@ -364,16 +420,23 @@ QUEUE = {
     "1": Report(FAILED, "TIMEOUT", 143, LATE, nodes="sn1", started=at("00:42:58")),
     "2": Report(COMPLETED, "COMPLETED", 0, nodes="sn1", started=at("00:42:58")),
     "3": Report(FAILED, "FAILED", 3, "NonZeroExitCode", nodes="sn1", started=at("00:42:58")),
-    "5": Report(CANCELED, "CANCELLED", 143, nodes="sn2", started=at("00:42:58")),
+    "4": Report(FAILED, "FAILED", 137, KILLED, nodes="sn1", started=at("00:42:58")),
+    "5": Report(CANCELED, "CANCELLED", 143, "cancelled", nodes="sn2", started=at("00:42:58")),
+    "6": Report(
+        FAILED,
+        "FAILED",
+        None,
+        "JobLaunchFailure: the node could not start it",
+        nodes="sn2",
+        started=at("00:42:58"),
+    ),
     "7": Report(ACTIVE, "RUNNING", nodes="sn2", started=at("00:42:58")),
     "11": Report(ACTIVE, "SUSPENDED", nodes="sn2", started=at("00:43:06")),
     "12": Report(QUEUED, "PENDING", reason="job requeued in held state", attempt=1),
     "13": Report(ACTIVE, "RUNNING", nodes="sn2", started=at("00:43:25"), attempt=1),
     "15": Report(QUEUED, "PENDING", reason=HELD),
     "16": SHOWN["begin"],
-    "20": Report(
-        QUEUED, "PENDING", reason="ReqNodeNotAvail: a node it needs is not available (UnavailableNodes:sn4)"
-    ),
+    "20": Report(QUEUED, "PENDING", reason="ReqNodeNotAvail: a node it needs is not available (UnavailableNodes:sn4)"),
     "23": SHOWN["resources"],
     "24": SHOWN["priority"],
 }
@@ -383,7 +446,6 @@ def test_what_squeue_lists():
     reports = parse_queue((DATA / "queue.txt").read_text())
     assert sorted(reports, key=int) == [str(number) for number in range(1, 25)]
     assert {number: reports[number] for number in QUEUE} == QUEUE
-    assert (reports["4"].state, reports["4"].exit_code) == (FAILED, 137)
 
 
 @pytest.mark.parametrize("line", ["", "nonsense", "slurm_load_jobs error: x", "7", "7_3   RUNNING", " " * 600])
@@ -394,7 +456,7 @@ def test_a_line_of_squeue_that_cannot_be_read_concerns_that_job_alone(line):
 
 def test_a_line_of_squeue_that_is_cut_is_read_as_far_as_it_goes():
     line = (DATA / "queue.txt").read_text().splitlines()[2]
-    assert parse_queue(line[:30]) == {"2": Report(COMPLETED, "COMPLETED", 0)}
+    assert parse_queue(line[:48]) == {"2": Report(COMPLETED, "COMPLETED", 0)}
 
 
 def test_what_accounting_tells_of_ended_jobs():
@@ -403,13 +465,13 @@ def test_what_accounting_tells_of_ended_jobs():
     ended = {"started": at("00:42:58"), "ended": at("00:42:58")}
     assert reports["2"] == Report(COMPLETED, "COMPLETED", 0, nodes="sn1", **ended)
     assert reports["3"] == Report(FAILED, "FAILED", 3, nodes="sn1", **ended)
-    assert reports["4"] == Report(FAILED, "FAILED", 137, nodes="sn1", **ended)
+    assert reports["4"] == Report(FAILED, "FAILED", 137, KILLED, nodes="sn1", **ended)
     assert reports["5"] == Report(CANCELED, "CANCELLED", None, "cancelled by 0", nodes="sn2", **ended)
     assert reports["1"] == Report(
         FAILED, "TIMEOUT", None, LATE, nodes="sn1", started=at("00:42:58"), ended=at("00:44:25")
     )
     assert reports["14"].reason == "NodeFailure: its node failed"
-    assert reports["22"].nodes is None
+    assert (reports["6"].exit_code, reports["22"].nodes) == (None, None)
 
 
 @pytest.mark.parametrize("line", ["", "nonsense", "1|2|3", "sacct: error: Slurm accounting storage is disabled"])
@@ -437,7 +499,7 @@ def test_every_final_state_is_final_and_every_other_is_not():
 
 @pytest.fixture
 def executor():
-    return TrackedSlurmExecutor()
+    return JobExecutor.get_instance("tracked-slurm")
 
 
 def test_psijs_hooks_give_the_same_command_and_script(executor, tmp_path):
@@ -453,9 +515,7 @@ def test_one_job_is_asked_for_by_scontrol_and_several_by_one_squeue(executor):
     assert executor.get_status_command(["7"]) == ["scontrol", "--local", "show", "job", "7"]
     command = executor.get_status_command(["7", "8"])
     assert command[:-1] == ["squeue", "--local", "--me", "-t", "all", "-h", "-O"]
-    assert command[-1] == (
-        "JobID:24,State:24,exit_code:12,RestartCnt:12,StartTime:24,NodeList:256,Reason:512"
-    )
+    assert command[-1] == ("JobID:24,State:24,exit_code:12,RestartCnt:12,StartTime:24,NodeList:256,Reason:512")
 
 
 def test_output_of_sbatch_without_an_id_is_an_error(executor):

@@ -4,8 +4,8 @@ from datetime import timedelta
 from pathlib import Path
 
 import pytest
-
 from execute_batch_scheduler.adapters.jobdir import JobDir
+
 from execute_batch_scheduler.errors import BadUsage
 from execute_batch_scheduler.flags import parse
 from execute_batch_scheduler.spec import ANSWERS, check_stock, make_spec, parse_time
