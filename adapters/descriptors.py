@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from packaging.version import Version
+
 from psij.descriptor import Descriptor
 
 _VERSION = Version("0.1.0")

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Optional
 
 from execute_batch_scheduler.adapters.transport import Transport
+
 from psij import JobSpec
 
 _SHELL = "/bin/bash"

@@ -16,6 +16,7 @@ from execute_batch_scheduler.adapters.jobdir import JobDir, Record
 from execute_batch_scheduler.adapters.slurm import submit_environment
 from execute_batch_scheduler.adapters.tracking import Details, Pace, Report, Tracker
 from execute_batch_scheduler.adapters.transport import Local, Transport, TransportError
+
 from psij import InvalidJobException, Job, JobExecutor, JobExecutorConfig, JobSpec, JobState, JobStatus, SubmitException
 
 _TIMEOUT = 30.0
@@ -175,7 +176,7 @@ class ProcessExecutor(JobExecutor):
 
     def list(self) -> list[str]:
         """See PSI/J: the processes of this user that run our wrapper."""
-        result = self.transport.run(["ps", "-u", str(os.getuid()), "-o", "pid=,stat=,args="], timeout=_TIMEOUT)
+        result = self.transport.run(["ps", "-ww", "-u", str(os.getuid()), "-o", "pid=,stat=,args="], timeout=_TIMEOUT)
         return [pid for pid, args in parse_processes(result.stdout).items() if re.search(r"/jobs/[^/]+/run$", args)]
 
     def inspect(self, job: Job) -> Details:

@@ -19,6 +19,7 @@ from typing import IO, Optional
 from execute_batch_scheduler.adapters.jobdir import Record
 from execute_batch_scheduler.adapters.tracking import Details, Report, Tracker
 from execute_batch_scheduler.adapters.transport import Local, Result, Transport, TransportError
+
 from psij import Job, JobSpec, JobState, JobStatus, ResourceSpecV1, SubmitException
 from psij.executors.batch.slurm import SlurmExecutorConfig, SlurmJobExecutor
 

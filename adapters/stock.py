@@ -8,6 +8,7 @@ from typing import Optional
 from execute_batch_scheduler.adapters.jobdir import JobDir, Record
 from execute_batch_scheduler.adapters.tracking import Pace, Report, Tracker
 from execute_batch_scheduler.adapters.transport import Transport
+
 from psij import Job, JobExecutor, JobState
 
 

@@ -20,6 +20,7 @@ from weakref import WeakKeyDictionary
 
 from execute_batch_scheduler.adapters.jobdir import JobDir, Record
 from execute_batch_scheduler.adapters.transport import Transport, TransportError
+
 from psij import Job, JobState, JobStatus
 
 logger = logging.getLogger(__name__)

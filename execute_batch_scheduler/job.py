@@ -11,14 +11,14 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any, Optional, Union
 
-import psij
-from psij import JobState
-
 from execute_batch_scheduler import display, output
 from execute_batch_scheduler.adapters.jobdir import JobDir
 from execute_batch_scheduler.adapters.tracking import Details, Tracker
 from execute_batch_scheduler.adapters.transport import Transport
 from execute_batch_scheduler.errors import JobCancelled, JobError, JobFailed, SubmissionFailed
+
+import psij
+from psij import JobState
 
 Timeout = Union[float, timedelta, None]
 

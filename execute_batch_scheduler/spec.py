@@ -13,12 +13,12 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Optional
 
-from psij import InvalidJobException, JobAttributes, JobSpec, ResourceSpecV1
-
 from execute_batch_scheduler.adapters.jobdir import JobDir
 from execute_batch_scheduler.adapters.slurm import NATIVE_ARGUMENTS
 from execute_batch_scheduler.errors import BadUsage
 from execute_batch_scheduler.flags import Flag
+
+from psij import InvalidJobException, JobAttributes, JobSpec, ResourceSpecV1
 
 _COUNTS = {
     "nodes": "node_count",

@@ -13,10 +13,6 @@ from pathlib import Path
 from typing import Literal, Optional, TypeVar, Union, overload
 from weakref import WeakKeyDictionary
 
-import psij
-from psij import JobExecutor, JobExecutorConfig, JobSpec
-from psij.executors.batch.batch_scheduler_executor import BatchSchedulerExecutor
-
 from execute_batch_scheduler import directives, flags as flag_table
 from execute_batch_scheduler.adapters import process, stock
 from execute_batch_scheduler.adapters.jobdir import JobDir
@@ -27,6 +23,10 @@ from execute_batch_scheduler.flags import Flag
 from execute_batch_scheduler.job import Job
 from execute_batch_scheduler.settings import settings
 from execute_batch_scheduler.spec import HONOURED, WITHOUT_SCHEDULER, check_stock, make_spec
+
+import psij
+from psij import JobExecutor, JobExecutorConfig, JobSpec
+from psij.executors.batch.batch_scheduler_executor import BatchSchedulerExecutor
 
 _OURS = {"slurm": "tracked-slurm", "local": "process"}
 _COMMANDS = {"tracked-slurm": "sbatch", "slurm": "sbatch", "pbs": "qsub", "pbs_classic": "qsub", "lsf": "bsub"}

@@ -12,9 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from psij import JobState
 
 from execute_batch_scheduler import BadUsage, Job, JobCancelled, JobFailed, submit_script
+
+from psij import JobState
 
 PATIENCE = 60.0
 

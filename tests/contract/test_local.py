@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import pytest
-from psij import JobState
 
 from execute_batch_scheduler import BackendUnavailable, BadUsage, submit_script
 from tests.contract.behaviour import PATIENCE, Behaviour, until
+
+from psij import JobState
 
 
 class TestLocal(Behaviour):

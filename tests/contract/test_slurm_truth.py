@@ -17,11 +17,12 @@ import pytest
 from execute_batch_scheduler.adapters.slurm import TrackedSlurmExecutor
 from execute_batch_scheduler.adapters.tracking import NO_EVIDENCE, Pace
 from execute_batch_scheduler.adapters.transport import Local, Result
-from psij import JobExecutor, JobState
 
 from execute_batch_scheduler import Job, JobFailed, submit_script
 from tests.contract.behaviour import until
 from tests.services import slurm as service
+
+from psij import JobExecutor, JobState
 
 SLOW = 200.0  # seconds: KillWait, time limits and node timeouts are Slurm's
 

@@ -4,6 +4,7 @@ import pytest
 
 from execute_batch_scheduler import directives
 from execute_batch_scheduler.errors import BadUsage
+from execute_batch_scheduler.flags import parse
 
 SHEBANG = "#!/bin/bash\n"
 
@@ -28,7 +29,6 @@ SHEBANG = "#!/bin/bash\n"
         ('#SBATCH --comment="it\'s"', ["--comment=it's"]),
         ("#SBATCH --comment=a'b c'\"d e\"f", ["--comment=ab cd ef"]),
         ("#SBATCH -J ''", ["-J", ""]),
-        (r"#SBATCH -J a\ b", ["-J", "a\\", "b"]),
         ("#SBATCH -D $HOME", ["-D", "$HOME"]),
         ("##SBATCH -n8", []),
         ("# SBATCH -n8", []),
@@ -57,6 +57,11 @@ def test_the_words_of_one_line(line, words):
 )
 def test_comments_and_blank_lines_do_not_matter_and_the_first_other_line_ends_the_head(script):
     assert directives.read(script) == ["-n8"]
+
+
+def test_a_backslash_does_not_join_words():
+    with pytest.raises(BadUsage, match="'b' belongs to no option"):
+        parse(directives.read(f"{SHEBANG}#SBATCH -J a\\ b\n"))
 
 
 def test_lines_are_joined_in_their_order():

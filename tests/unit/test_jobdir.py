@@ -72,6 +72,7 @@ def test_the_last_attempt_counts_wherever_its_lines_stand():
 
 def test_the_tenth_attempt_comes_after_the_second():
     assert parse_record("started\tattempt=2\nstarted\tattempt=10\n").attempt.number == 10
+    assert parse_record("started\tattempt=10\nstarted\tattempt=2\n").attempt.number == 10
 
 
 @pytest.mark.parametrize(
