@@ -14,6 +14,7 @@ All files are made before the job is submitted: NFS clients remember for up to a
 
 from __future__ import annotations
 
+import math
 import shlex
 import time
 from collections.abc import Mapping
@@ -100,9 +101,10 @@ def parse_record(text: str) -> Record:
 
 def _number(text: Optional[str]) -> Optional[float]:
     try:
-        return float(text) if text else None
+        number = float(text or "")
     except ValueError:
         return None
+    return number if math.isfinite(number) else None
 
 
 @dataclass(frozen=True)

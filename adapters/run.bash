@@ -2,19 +2,19 @@
 # Runs the `script` that lies beside it, as the scheduler would have run it, and keeps `record`: one line when the
 # script started, one per signal the job was sent, one when the script ended. It ends as the script ended.
 #
-# -p: BASH_ENV, SHELLOPTS and exported functions are the script's business, not this file's.
+# -p: BASH_ENV and exported functions are the script's business, not this file's.
 # Three processes: this one takes the signals, a keeper that ignores them waits for the script, and the script.
 # bash's `wait` may lose the exit code when a trapped signal comes together with the child's death; the keeper traps
 # nothing but CHLD. `$?` alone cannot tell `exit 137` from a kill -9; `jobs` can.
 # Where no scheduler enforces a time limit, EXECUTE_TIME_LIMIT holds it in seconds.
-posix=${POSIXLY_CORRECT+x}
+posix=${POSIXLY_CORRECT+=$POSIXLY_CORRECT}
 set +o posix
 here=${BASH_SOURCE[0]%/*}
 attempt=${SLURM_RESTART_COUNT:-0}
 signals='HUP INT QUIT USR1 USR2 ALRM TERM XCPU XFSZ VTALRM PROF IO PWR'
 limit=${EXECUTE_TIME_LIMIT-}
 unset EXECUTE_TIME_LIMIT
-told='' script='' canary='' expired=''
+told='' script='' watching='' expired=''
 
 note() { # EVENT FIELDS...: one line of tab-separated fields, and a mark in the directory that all jobs share
   local IFS=$'\t' event=$1 time=${EPOCHREALTIME:-}
@@ -26,16 +26,18 @@ note() { # EVENT FIELDS...: one line of tab-separated fields, and a mark in the 
 
 # Some schedulers signal every process of a job, some only this one, and nothing tells which. The canary does: where it
 # died, the script has had the signal too; where it lives, the signal is handed on. So the script gets it exactly once.
+# It says when it can be hurt, and it ends with this process, whose end of its pipe it reads.
 breathe() {
-  { trap - $signals; exec sleep 2147483647; } </dev/null >/dev/null 2>&1 3<&- &
-  canary=$!
+  coproc CANARY { trap - $signals; echo; read -r; }
+  read -r <&"${CANARY[0]}"
 }
+canary_lives() { [ -n "${CANARY_PID-}" ] && kill -0 "$CANARY_PID"; }
 hand_on() {
   told=${told:+$told,}$1
-  [ "$script" ] || return
+  [ "$watching" ] || return
   note told "signal=$1"
   sleep 0.1
-  if [ -z "$canary" ] || kill -0 "$canary"; then kill -s "$1" "$script"; else breathe; fi
+  if canary_lives; then kill -s "$1" "$script"; else breathe; fi
 }
 for signal in $signals; do trap "hand_on $signal" "$signal"; done
 
@@ -45,10 +47,15 @@ exec 4>&1 5<&0 3< <(
   (
     trap - $signals
     SHLVL=$((SHLVL - 1))
-    [ -z "$posix" ] || export POSIXLY_CORRECT=
+    [ -z "$posix" ] || export "POSIXLY_CORRECT$posix"
     [ ! -s "$here/environment" ] || . "$here/environment"
     echo "$BASHPID"
+    shopt -s execfail
     exec "$here/script" "$@" <&5 >&4 4>&- 5<&-
+    code=$?
+    read -r line <"$here/script"
+    echo "the script could not be run by ${line#\#!}" >&2
+    exit $code
   ) &
   trap 'ending=$(LC_ALL=C jobs -l)' CHLD
   exec 4>&- 5<&- </dev/null 2>/dev/null
@@ -65,7 +72,8 @@ umask 077
 breathe # after the script: schedulers signal the youngest first
 read -r _ _ _ _ _ session _ <"/proc/$$/stat"
 note started "id=${SLURM_JOB_ID:-$session}" "node=${SLURMD_NODENAME:-$HOSTNAME}" "stdout=$out" "stderr=$err"
-for signal in ${told//,/ }; do kill -s "$signal" "$script"; done
+watching=yes
+for signal in ${told//,/ }; do kill -s "$signal" "$script"; done # those that came before the script could
 
 until
   [ -z "$limit" ] || patience=$((limit > SECONDS ? limit - SECONDS : 0)).1
@@ -87,9 +95,8 @@ if [ -z "$how" ]; then # the keeper was killed
   kill -s KILL "$script"
   how=signal code=9
 fi
-if ! kill -0 "$canary" && [ -z "$told" ]; then sleep 0.1; fi # the signal that ended the script is on its way here
+if [ -z "$told" ] && ! canary_lives; then sleep 0.1; fi # the signal that ended the script is on its way here
 note ended "$how=$code" "told=$told"
-kill -s KILL "$canary"
 if [ "$how" = signal ]; then
   ulimit -c 0
   trap - $signals

@@ -67,6 +67,7 @@ REASONS = {
     "JobHeldAdmin": "an administrator holds it",
     "JobHeldUser": "it is held; release it with scontrol release",
     "JobLaunchFailure": "the node could not start it",
+    "job_requeued_in_held_state": "it was requeued and is held; release it with scontrol release",
     "Licenses": "no licence is free",
     "NodeDown": "a node it needs is down",
     "NodeFailure": "its node failed",
@@ -100,13 +101,15 @@ _CLIENT_VARIABLES = {"SLURM_CONF", "SLURM_CLUSTERS", "SLURM_HINT", "SLURM_UMASK"
 
 # scontrol separates its words by spaces that values may hold too: each is looked for at the head of its own line, and
 # what the user chose (name, comment, paths) stands in lines of its own.
-_SHOWN_STATE = re.compile(r"^ +JobState=(\S+) Reason=(.*?) (?:FailedNode=\S+ )?Dependency=", re.MULTILINE)
+_SHOWN_STATE = re.compile(
+    r"^ +Priority=\S+ Nice=.*\n +JobState=(\S+) Reason=(.*?) (?:FailedNode=\S+ )?Dependency=", re.MULTILINE
+)
 _SHOWN_END = re.compile(r"^ +Requeue=\d+ Restarts=(\d+) .*\bExitCode=(\d+):(\d+)", re.MULTILINE)
 _SHOWN_TIMES = re.compile(r"^ +StartTime=(\S+) EndTime=(\S+)", re.MULTILINE)
 _SHOWN_NODES = re.compile(r"^ +NodeList=(\S+)", re.MULTILINE)
 _QUEUE_COLUMNS = {"JobID": 24, "State": 24, "exit_code": 12, "RestartCnt": 12, "StartTime": 24, "NodeList": 256}
 _QUEUE_FORMAT = ",".join(f"{name}:{width}" for name, width in _QUEUE_COLUMNS.items()) + ",Reason:512"
-_ACCOUNT_FORMAT = "JobIDRaw,State,ExitCode,Reason,Start,End,NodeList"
+_ACCOUNT_FORMAT = "JobIDRaw,State,ExitCode,Start,End,NodeList"
 
 
 def submit_arguments(spec: JobSpec) -> list[str]:
@@ -202,15 +205,16 @@ def parse_show_job(out: str) -> Optional[Report]:
     restarts, code, signal = (int(number) for number in end.groups()) if end else (0, 0, 0)
     start, ended = (_time(text) for text in times.groups()) if times else (None, None)
     queued = STATES.get(state) is JobState.QUEUED
+    ran = nodes is not None and nodes[1] != "(null)"
     return Report(
         state=STATES.get(state),
         native_state=state,
         exit_code=_exit_code(state, code, signal),
         reason=reason_in_words(reason, state, signal),
         expected_start=start if queued else None,
-        nodes=nodes[1] if nodes and nodes[1] != "(null)" else None,
+        nodes=nodes[1] if nodes and ran else None,
         attempt=restarts,
-        started=None if queued else start,
+        started=start if ran and not queued else None,
         ended=ended,
     )
 
@@ -248,14 +252,15 @@ def parse_accounting(out: str) -> dict[str, Report]:
         fields = line.split("|")
         if len(fields) != len(_ACCOUNT_FORMAT.split(",")):
             continue
-        number, words, code, reason, start, end, nodes = fields
-        state, *by = words.split()  # "CANCELLED by 1000"
-        exit_code, _, signal = code.partition(":")
+        number, words, code, start, end, nodes = fields
+        state, *by = words.split() or [""]  # "CANCELLED by 1000"
+        exit_code, signal = (int(part) if part.isdigit() else 0 for part in (code.partition(":")[::2]))
         report = Report(
             state=STATES.get(state),
             native_state=state,
-            exit_code=_exit_code(state, int(exit_code or 0), int(signal or 0)),
-            reason=" ".join(["cancelled", *by]) if by else reason_in_words(reason, state, int(signal or 0)),
+            exit_code=_exit_code(state, exit_code, signal),
+            # its Reason column is the one for which the job waited last
+            reason=" ".join(["cancelled", *by]) if by else reason_in_words("", state, signal),
             nodes=nodes if nodes != "None assigned" else None,
             started=_time(start),
             ended=_time(end),
@@ -279,7 +284,8 @@ def reason_in_words(reason: str, state: str, signal: int = 0) -> Optional[str]:
     words = REASONS.get(code)
     if not words:
         return reason or None
-    return f"{code}: {words}" + (f" ({rest.strip()})" if rest else "")
+    detail = rest.lstrip(" _")  # scontrol writes _ for the spaces of squeue
+    return f"{code}: {words}" + (f" ({detail})" if detail else "")
 
 
 def _exit_code(state: str, code: int, signal: int) -> Optional[int]:

@@ -157,9 +157,9 @@ class Lab:
     """
 
     def __init__(self, folder: Path) -> None:
-        import psij
-
         from execute_batch_scheduler import submit_script
+
+        import psij
 
         self.folder = folder
         self.submit_script = submit_script

@@ -8,6 +8,7 @@ from __future__ import annotations
 from execute_batch_scheduler.errors import BadUsage
 
 _MARK = "#SBATCH"
+_SPACES = " \t\n\v\f\r"
 
 
 def read(script: str) -> list[str]:
@@ -22,7 +23,7 @@ def read(script: str) -> list[str]:
     """
     found = []
     for number, line in enumerate(script.split("\n"), 1):
-        if line.strip() and not line.startswith("#"):
+        if line.strip() and not line.lstrip().startswith("#"):
             break
         if line.startswith(_MARK):
             line_words = words(line[len(_MARK) :], f"line {number} of the script, {line!r}")
@@ -33,11 +34,19 @@ def read(script: str) -> list[str]:
 
 
 def words(text: str, where: str) -> list[str]:
-    """Split as sbatch does: spaces part words, quotes of both kinds join them, ``#`` outside quotes ends the line."""
+    """Split as sbatch does: spaces part words, quotes of both kinds join them, ``#`` outside quotes ends the line.
+
+    A backslash goes, and what stands behind it counts as it is, but a space outside quotes parts words all the same.
+    """
     found: list[str] = []
-    word, quote, inside = "", "", False
+    word, quote, inside, escaped = "", "", False, False
     for char in text:
-        if quote:
+        if escaped and (quote or char not in _SPACES):
+            word += char
+            inside, escaped = True, False
+        elif char == "\\":
+            escaped = True
+        elif quote:
             if char == quote:
                 quote = ""
             else:
@@ -46,10 +55,10 @@ def words(text: str, where: str) -> list[str]:
             quote, inside = char, True
         elif char == "#":
             break
-        elif char.isspace():
+        elif char in _SPACES:
             if inside:
                 found.append(word)
-            word, inside = "", False
+            word, inside, escaped = "", False, False
         else:
             word += char
             inside = True

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import time
 from datetime import datetime
 from typing import TYPE_CHECKING, Optional
 
@@ -47,7 +48,7 @@ def waiting(job: Job) -> str:
     """Why the job does not run yet, and when it will if somebody knows."""
     details = job.details
     parts = [details.reason or ""]
-    if details.expected_start:
+    if details.expected_start and details.expected_start > time.time():
         parts.append(f"expected start {datetime.fromtimestamp(details.expected_start):%Y-%m-%d %H:%M}")
     if details.unanswered_since:
         parts.append(

@@ -248,7 +248,7 @@ def _short(word: str, rest: list[str], letters: Mapping[str, Option]) -> list[Fl
             if not rest:
                 raise BadUsage(f"-{letter} (--{option.name}) needs a value")
             body = rest.pop(0)
-        value = body or None
+        value = body if body or option.value == REQUIRED else None
         flags.append(Flag(option.name, value, f"--{option.name}" + ("" if value is None else f"={value}"), option))
         break
     return flags

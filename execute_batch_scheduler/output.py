@@ -34,36 +34,38 @@ class Output:
     def read(self) -> str:
         """What has come since, at most 64 KiB; '' if nothing. Never blocks."""
         path = self._path()
-        size = _PIECE if self._most is None else min(_PIECE, self._most - self._offset)
-        if path is None or size <= 0:
+        if path is None:
             return ""
         try:
-            data = self._transport.read(path, self._offset, size)
+            data = self._piece(path)
             if not data and self._offset and self._transport.size(path) < self._offset:
                 self._offset = 0  # truncated, as by a requeue: it begins anew
                 self._decode(b"", True)
-                data = self._transport.read(path, 0, size)
+                data = self._piece(path)
         except FileNotFoundError:
             return ""
         self._offset += len(data)
         return self._decode(data)
 
+    def _piece(self, path: str) -> bytes:
+        size = _PIECE if self._most is None else min(_PIECE, self._most - self._offset)
+        return self._transport.read(path, self._offset, size) if size > 0 else b""
+
     def rest(self) -> str:
         """When the job has ended and `read` brings no more: half a character that stayed, and the tail."""
-        text = self._decode(b"", True)
         path = self._path()
         if self._most is None or path is None or self._offset < self._most:
-            return text
+            return self._decode(b"", True)
         try:
             size = self._transport.size(path)
             left_out = size - self._offset - self._most
             tail = self._transport.read(path, max(self._offset, size - self._most))
         except FileNotFoundError:
-            return text
-        shown = tail.decode(errors="replace")
-        if left_out > 0:
-            shown = f"\n[... {left_out:,} bytes are not shown; the whole is in {path} ...]\n{shown}"
-        return text + shown
+            return self._decode(b"", True)
+        if left_out <= 0:
+            return self._decode(tail, True)
+        note = f"\n[... {left_out:,} bytes are not shown; the whole is in {path} ...]\n"
+        return self._decode(b"", True) + note + tail.decode(errors="replace")
 
 
 def whole(transport: Transport, path: Optional[str]) -> str:

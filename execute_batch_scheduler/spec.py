@@ -8,15 +8,16 @@ templates pass over.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import timedelta
 from pathlib import Path
+from types import MappingProxyType
 from typing import Optional
 
 from execute_batch_scheduler.adapters.jobdir import JobDir
 from execute_batch_scheduler.adapters.slurm import NATIVE_ARGUMENTS
 from execute_batch_scheduler.errors import BadUsage
-from execute_batch_scheduler.flags import Flag
+from execute_batch_scheduler.flags import SBATCH, Flag
 
 from psij import InvalidJobException, JobAttributes, JobSpec, ResourceSpecV1
 
@@ -53,6 +54,7 @@ def make_spec(
     *,
     name: Optional[str] = None,
     native: Sequence[str] = (),
+    environment: Mapping[str, str] = MappingProxyType({}),
 ) -> JobSpec:
     """The specification of a job that runs our wrapper.
 
@@ -66,6 +68,8 @@ def make_spec(
         Used unless the flags hold one.
     native
         Words for the scheduler's submit command as they are.
+    environment
+        Where a ``SBATCH_*`` variable speaks, no default of ours does.
 
     Raises
     ------
@@ -75,7 +79,7 @@ def make_spec(
     executable, arguments = directory.command
     attributes = JobAttributes()
     attributes.duration = None  # type: ignore[assignment]  # the constructor forces 10 minutes on everybody
-    spec = JobSpec(executable, arguments, name=name, resources=ResourceSpecV1(), attributes=attributes)
+    spec = JobSpec(executable, arguments, resources=ResourceSpecV1(), attributes=attributes)
     words: list[str] = []
     for flag in flags:
         if flag.name in ANSWERS and flag.option:
@@ -86,7 +90,9 @@ def make_spec(
             words.append(flag.word)
         else:
             attributes.set_custom_attribute(f"slurm.{flag.name}", flag.value)
-    said = {flag.name for flag in flags}
+    said = {flag.name for flag in flags} | {option.name for option in SBATCH.values() if option.variable in environment}
+    if "job-name" not in said:
+        spec.name = name
     if "output" not in said:
         spec.stdout_path = Path(directory.stdout)
     if "error" not in said and "output" not in said:
@@ -158,18 +164,24 @@ def check_stock(spec: JobSpec, flags: Sequence[Flag], native: Sequence[str], exe
         Naming the first such flag.
     """
     said = {flag.name for flag in flags}
-    fields = {*_COUNTS, *_ATTRIBUTES, "exclusive", "time", "chdir", "input"}
-    complaints = {flag.name: "it has no place for it" for flag in flags if flag.name not in fields | HONOURED}
+    fields = (
+        {"chdir", "input"} if executor == "local" else {*_COUNTS, *_ATTRIBUTES, "exclusive", "time", "chdir", "input"}
+    )
+    attributes = {name.partition(".")[2] for name in (spec.attributes and spec.attributes.custom_attributes) or {}}
+    complaints = {}
     for flag in flags:
         name, value = flag.name, flag.value or ""
-        if executor == "slurm" and name in complaints and flag.option and flag.value is not None:
-            del complaints[name]  # a custom attribute of PSI/J's
+        rendered = executor == "slurm" and name in attributes - fields  # as a custom attribute of PSI/J's
+        if name in HONOURED:
+            continue
         if name in ("output", "error", "open-mode", "export", "job-name"):
             complaints[name] = "it sets that itself"
-        if not re.fullmatch(r"[\w.,:=@%+/-]*", value):
-            complaints[name] = f"it would put quotes into {value!r}"
-        if name in _COUNTS and spec.attributes and spec.attributes.get_custom_attribute(f"slurm.{name}") is not None:
+        elif name not in fields and not rendered:
+            complaints[name] = "it has no place for it"
+        elif name in attributes and not rendered:
             complaints[name] = f"it has no way to say {value!r} beside the others"
+        elif not re.fullmatch(r"[\w.,:=@%+/-]*", value):
+            complaints[name] = f"it would put quotes into {value!r}"
     if executor != "local" and "ntasks" in said and not said & {"nodes", "ntasks-per-node"}:
         complaints["ntasks"] = "it would put all tasks on one node unless --nodes is given too"
     if native:

@@ -170,10 +170,9 @@ def submit_script(
     ------
     sbatch's flags: https://slurm.schedmd.com/sbatch.html
     """
-    name: Optional[str]
     text, name = _read(script)
     text = with_shell(text, shell)
-    line = flag_table.parse(shlex.split(flags) if isinstance(flags, str) else [str(word) for word in flags])
+    line = flag_table.parse(_split(flags, "flags") if isinstance(flags, str) else [str(word) for word in flags])
     if directory is not None:
         if any(flag.name == "chdir" for flag in line):
             raise BadUsage("directory= and --chdir say the same thing; give one of them")
@@ -186,11 +185,9 @@ def submit_script(
         raise BackendUnavailable(f"host={host!r}: other machines cannot be reached yet")
     wlm, chosen = _executor(wlm, executor, config, merged)
     transport: Transport = Local()
-    if "SBATCH_JOB_NAME" in os.environ:
-        name = None
     psij_job = psij.Job()
     where = JobDir.new(settings.root, psij_job.id)
-    psij_job.spec = make_spec(merged, where, name=name, native=native)
+    psij_job.spec = make_spec(merged, where, name=name, native=native, environment=os.environ)
     notices = _check(psij_job.spec, wlm, chosen, merged, native)
     if dry_run:
         return DryRun(text, _preview(chosen, psij_job), psij_job.spec, notices)
@@ -223,11 +220,22 @@ def with_shell(text: str, shell: Optional[str]) -> str:
     own = stripped.startswith("#!")
     if not shell and own:
         return stripped if stripped.endswith("\n") else stripped + "\n"
-    program, *arguments = shlex.split(shell or settings.shell)
-    if not program.startswith("/"):
-        program = f"/usr/bin/env {'-S ' if arguments else ''}{program}"
+    shell = (shell or settings.shell).strip()
+    words = _split(shell, "--shell")
+    if not words:
+        raise BadUsage("--shell is empty; give a program, with arguments if need be")
+    if not (shell.startswith("/usr/bin/env -S ") or (words[0].startswith("/") and len(words) <= 2)):
+        # the kernel takes all that stands behind the program for one argument; env parts it
+        shell = f"/usr/bin/env {'-S ' if len(words) > 1 else ''}{shell}"
     body = stripped.partition("\n")[2] if own else text
-    return f"#!{' '.join([program, *arguments])}\n{body}" + ("" if body.endswith("\n") else "\n")
+    return f"#!{shell}\n{body}" + ("" if body.endswith("\n") else "\n")
+
+
+def _split(text: str, what: str) -> list[str]:
+    try:
+        return shlex.split(text)
+    except ValueError as error:
+        raise BadUsage(f"{what}: {error} in {text!r}") from None
 
 
 def _read(script: Union[str, os.PathLike[str]]) -> tuple[str, str]:

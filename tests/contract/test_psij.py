@@ -20,6 +20,14 @@ import psij
 from psij import Job, JobAttributes, JobExecutor, JobSpec, JobState, ResourceSpecV1
 
 PATIENCE = timedelta(seconds=60)
+
+
+@pytest.fixture(autouse=True)
+def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where a specification names no output, Slurm writes slurm-N.out."""
+    monkeypatch.chdir(tmp_path)
+
+
 EXECUTORS = ["local", "slurm", "tracked-slurm", "process"]
 
 

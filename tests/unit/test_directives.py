@@ -82,3 +82,20 @@ def test_an_open_quote_is_refused_with_its_line(line):
 def test_parts_of_a_heterogeneous_job_are_refused(word):
     with pytest.raises(BadUsage, match=f"line 2 of the script: heterogeneous jobs \\({word}\\)"):
         directives.read(f"{SHEBANG}#SBATCH {word}\n")
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        (r'--comment="a\"b"', ['--comment=a"b']),
+        (r"--comment=x\#y", ["--comment=x#y"]),
+        ("--comment=a\u00a0b", ["--comment=a\u00a0b"]),
+        (r"--comment='a\'b'", ["--comment=a'b"]),
+    ],
+)
+def test_a_backslash_goes_and_only_plain_spaces_part(line, words):
+    assert directives.read(f"#!/bin/bash\n#SBATCH {line}\n") == words
+
+
+def test_an_indented_comment_does_not_end_the_head():
+    assert directives.read("#!/bin/bash\n  # c\n#SBATCH -n8\n  #SBATCH -n9\n") == ["-n8"]

@@ -6,10 +6,11 @@ from typing import Optional
 
 import pytest
 from execute_batch_scheduler.adapters.tracking import Details
-from psij import JobState
 
 from execute_batch_scheduler import display
 from execute_batch_scheduler.job import Paths
+
+from psij import JobState
 
 PATHS = Paths("/jobs/one", "/jobs/one/script", "/jobs/one/record", None, None)
 

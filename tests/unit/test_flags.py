@@ -234,3 +234,7 @@ def test_the_table_is_whole():
     assert {option.value for option in SBATCH.values()} == {REQUIRED, OPTIONAL, NONE}
     assert SBATCH["exclusive"] == Option("exclusive", OPTIONAL, "", "SBATCH_EXCLUSIVE", "exclusive")
     assert SBATCH["ntasks"] == Option("ntasks", REQUIRED, "n", "", "ntasks")
+
+
+def test_an_empty_value_stays_one():
+    assert [flag.word for flag in parse(["-J", "", "-p", ""])] == ["--job-name=", "--partition="]

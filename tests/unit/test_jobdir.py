@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from execute_batch_scheduler.adapters.jobdir import Attempt, JobDir, Record, parse_record
 from execute_batch_scheduler.adapters.transport import Local
+
 from psij import JobSpec
 
 STARTED = "started\tattempt=0\ttime=1700000000.250000\tid=7\tnode=n1\tstdout=/o\tstderr=/e\n"
@@ -235,3 +236,9 @@ def test_reading_a_record_survives_what_is_no_text(tmp_path):
     directory.create(Local(), b"", {})
     Path(directory.record).write_bytes(b"\xff\xfe\n" + STARTED.encode() + ENDED[:-1].encode())
     assert directory.read(Local()) == Record(attempt())
+
+
+@pytest.mark.parametrize("number", ["nan", "inf", "-inf", "1e999", "x", ""])
+def test_a_number_that_is_none_harms_nothing(number):
+    text = f"started\tattempt={number}\nstarted\tattempt=0\ttime={number}\nended\tattempt=0\texit={number}\n"
+    assert parse_record(text).attempt == Attempt(0)

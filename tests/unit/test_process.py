@@ -4,10 +4,11 @@ import pytest
 from execute_batch_scheduler.adapters.jobdir import Attempt, JobDir, Record
 from execute_batch_scheduler.adapters.process import parse_processes, start_script, verdict
 from execute_batch_scheduler.adapters.tracking import Report
-from psij import JobAttributes, JobSpec, JobState
 
 from execute_batch_scheduler.flags import parse
 from execute_batch_scheduler.spec import make_spec
+
+from psij import JobAttributes, JobSpec, JobState
 
 START = """( trap - INT QUIT; cd -- {directory} || exit
 exec 6>&1 <{stdin} >{stdout} 2>{stderr} || exit

@@ -20,6 +20,7 @@ from execute_batch_scheduler.adapters.slurm import (
     submit_script,
 )
 from execute_batch_scheduler.adapters.tracking import Report
+
 from psij import Job, JobAttributes, JobExecutor, JobSpec, JobState, ResourceSpecV1, SubmitException
 
 # What Slurm 22.05 printed for jobs in many states.
@@ -474,10 +475,17 @@ def test_what_accounting_tells_of_ended_jobs():
     assert (reports["6"].exit_code, reports["22"].nodes) == (None, None)
 
 
-@pytest.mark.parametrize("line", ["", "nonsense", "1|2|3", "sacct: error: Slurm accounting storage is disabled"])
+@pytest.mark.parametrize(
+    "line",
+    ["", "nonsense", "1|2|3", "sacct: error: Slurm accounting storage is disabled", "99||0:0|a|b|c", "99|x|y:z|a|b|c"],
+)
 def test_a_line_of_sacct_that_cannot_be_read_is_passed_over(line):
     text = (DATA / "accounting.txt").read_text()
     assert parse_accounting(f"{line}\n{text}") == parse_accounting(text)
+
+
+def test_a_job_name_cannot_fake_a_state():
+    assert parse_show_job((DATA / "show_newline.txt").read_text()).native_state == "RUNNING"
 
 
 def test_every_final_state_is_final_and_every_other_is_not():

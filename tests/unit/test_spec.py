@@ -219,7 +219,7 @@ def check(words, executor, native=()):
         (["-N2", "-n8", "-c2", "--time=1:00", "-pshort", "-Ame", "--exclusive", "-D/tmp"], "slurm"),
         (["--qos=high", "--mem=4G"], "slurm"),
         (["-N2", "-n4", "--time=5"], "lsf"),
-        (["-n4"], "local"),
+        (["--chdir=/tmp", "--input=in"], "local"),
         (["--wait"], "lsf"),
         (["--ntasks-per-node=2", "-n4"], "pbs"),
     ],

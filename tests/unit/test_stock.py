@@ -6,9 +6,10 @@ import pytest
 from execute_batch_scheduler.adapters.jobdir import JobDir
 from execute_batch_scheduler.adapters.tracking import Report
 from execute_batch_scheduler.adapters.transport import Local
-from psij import Job, JobSpec, JobState, JobStatus
 
 from execute_batch_scheduler.adapters import stock
+
+from psij import Job, JobSpec, JobState, JobStatus
 
 QUEUED, ACTIVE, COMPLETED = JobState.QUEUED, JobState.ACTIVE, JobState.COMPLETED
 FAILED, CANCELED = JobState.FAILED, JobState.CANCELED

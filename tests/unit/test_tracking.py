@@ -7,6 +7,7 @@ import pytest
 from execute_batch_scheduler.adapters.jobdir import JobDir
 from execute_batch_scheduler.adapters.tracking import NO_EVIDENCE, Details, Pace, Report, Tracker
 from execute_batch_scheduler.adapters.transport import TransportError
+
 from psij import Job, JobSpec, JobState
 
 NEVER = 1000.0
