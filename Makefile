@@ -45,7 +45,7 @@ services:
 
 test: services lint types
 	$(BIN)/pip check
-	$(BIN)/pytest tests --durations=10 --cov=execute_batch_scheduler --cov-report=term:skip-covered
+	$(BIN)/pytest tests --durations=10 --cov --cov-report=term:skip-covered
 	@tests/services/install.sh --missing slurm accounting
 
 clean:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import re
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Optional
 
@@ -127,7 +127,7 @@ class ProcessExecutor(JobExecutor):
         self.transport: Transport = Local()
         # No scheduler is bothered by a question, and ps answers it.
         pace = Pace(queued=0.5, queued_most=1.0, running=5.0, ended=0.0, ended_most=0.5, forgotten=0.2)
-        self.tracker = Tracker(self.name, self.transport, self._report, self._set_job_status, pace)
+        self.tracker = Tracker(self.name, self.transport, self.ask, self._set_job_status, pace)
 
     def submit(self, job: Job) -> None:
         """See PSI/J. On return the process runs."""
@@ -187,6 +187,18 @@ class ProcessExecutor(JobExecutor):
         """The job's own record as last read. No I/O."""
         return self.tracker.record(job)
 
+    def look_up(self, jobs: Sequence[Job], since: float) -> dict[str, str]:
+        """Process ids of jobs whose start was not seen, by PSI/J id. `since` is of no use here."""
+        result = self.transport.run(["ps", "-ww", "-u", str(os.getuid()), "-o", "pid=,stat=,args="], timeout=_TIMEOUT)
+        processes = parse_processes(result.stdout)
+        found = {}
+        for job in jobs:
+            directory = JobDir.of(job.spec)
+            pids = [pid for pid, args in processes.items() if directory and args.endswith(f"-p {directory.path}/run")]
+            if pids:
+                found[job.id] = min(pids, key=int)  # the wrapper; the keeper, its child, has the same command
+        return found
+
     def _wrapped(self, job: Job, spec: JobSpec) -> JobSpec:
         """The same job, run by our wrapper: a detached process tells nobody else its exit code."""
         directory = JobDir.new(str(self.config.work_directory / self.name), job.id)
@@ -223,7 +235,9 @@ class ProcessExecutor(JobExecutor):
             and (directory.path in args or args.startswith("["))  # ps shows [bash] while bash becomes another program
         }
 
-    def _report(self, jobs: Sequence[Job]) -> Mapping[str, Report]:
+    def ask(self, jobs: Sequence[Job]) -> dict[str, Report]:
+        """How jobs are, by PSI/J id: their records, and whether their processes live."""
+
         def records() -> dict[str, Record]:
             return {job.id: directory.read(self.transport) for job in jobs if (directory := JobDir.of(job.spec))}
 

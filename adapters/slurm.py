@@ -17,7 +17,7 @@ from subprocess import CalledProcessError
 from typing import IO, Optional
 
 from execute_batch_scheduler.adapters.jobdir import Record
-from execute_batch_scheduler.adapters.tracking import Details, Report, Tracker
+from execute_batch_scheduler.adapters.tracking import Details, OutcomeUnknown, Report, Tracker
 from execute_batch_scheduler.adapters.transport import Local, Result, Transport, TransportError
 
 from psij import Job, JobSpec, JobState, JobStatus, ResourceSpecV1, SubmitException
@@ -86,6 +86,9 @@ REASONS = {
     "TimeLimit": "it reached its time limit",
 }
 
+# After these sbatch may have submitted the job all the same.
+_OUTCOME_UNKNOWN = re.compile(r"timed out|gave no answer|Zero Bytes|Unexpected message|I/O error|was killed: status")
+_LOOKS = (0.3, 1, 3, 8)  # seconds before each look for a job that sbatch did not tell of
 _LAST_SIGNAL = 31  # above are Slurm's own marks: 53 for a failed launch, 125 for a memory kill
 _SUBMIT_TIMEOUT = 120.0  # a stalled controller: sbatch itself gives up after MessageTimeout, by default 10 s, tries
 _QUESTION_TIMEOUT = 30.0
@@ -365,7 +368,7 @@ class TrackedSlurmExecutor(SlurmJobExecutor):
         self.work_directory.chmod(0o700)
 
     def _start_queue_poll_thread(self) -> Tracker:  # type: ignore[override]
-        self.tracker = Tracker(self.name, self.transport, self._report, self._set_job_status)
+        self.tracker = Tracker(self.name, self.transport, self.ask, self._set_job_status)
         return self.tracker
 
     def _run_command(self, cmd: list[str]) -> str:
@@ -374,9 +377,10 @@ class TrackedSlurmExecutor(SlurmJobExecutor):
         except TransportError as error:
             raise SubmitException(str(error)) from error
         if result.exit_code != 0:
-            raise CalledProcessError(
-                result.exit_code, cmd, output=(result.stderr or result.stdout).strip() or str(result)
-            )
+            said = (result.stderr or result.stdout).strip() or str(result)
+            if result.exit_code < 0:
+                said += f"\n{cmd[0]} was killed: status {result.exit_code}"
+            raise CalledProcessError(result.exit_code, cmd, output=said)
         return result.stdout
 
     def _read_aux_files(self, job: Job, status: JobStatus) -> None:
@@ -386,11 +390,61 @@ class TrackedSlurmExecutor(SlurmJobExecutor):
 
     def submit(self, job: Job) -> None:
         """See PSI/J; of a job that is refused nothing is left."""
+        submitted = time.time()
         try:
             super().submit(job)
-        except BaseException:
+        except SubmitException as error:
+            if _OUTCOME_UNKNOWN.search(str(error)):
+                self._adopt(job, submitted, error)
+                return
             Local().remove(str(self.work_directory / f"{job.id}.job"))
             raise
+
+    def output_paths(self, native_id: str) -> tuple[Optional[str], Optional[str]]:
+        """Where a job's output goes as far as Slurm tells; the second is None where both go to one file."""
+        result = self._run(["scontrol", "--local", "show", "job", native_id])
+        out, err = (re.search(rf"^ +{name}=(.+?) *$", result.stdout, re.MULTILINE) for name in ("StdOut", "StdErr"))
+        stdout, stderr = (match[1] if match else None for match in (out, err))
+        return stdout, None if stderr == stdout else stderr
+
+    def look_up(self, jobs: Sequence[Job], since: float) -> dict[str, str]:
+        """Slurm's ids of jobs whose submission was not answered, by PSI/J id: found by the submit file's name.
+
+        Parameters
+        ----------
+        since
+            No job is older; seconds since the epoch.
+        """
+        result = self._run(["squeue", "--local", "--me", "-t", "all", "-h", "-o", "%i|%o"])
+        if result.exit_code != 0:
+            raise TransportError(str(result))
+        lines = result.stdout.splitlines()
+        found = {job.id: line.partition("|")[0] for job in jobs for line in lines if f"{job.id}.job" in line}
+        if len(found) < len(jobs) and self._accounting:
+            start = time.strftime("%Y-%m-%dT%H:%M:%S", time.localtime(since - 60))
+            result = self._run(["sacct", "-n", "-P", "-X", "-S", start, "-o", "JobIDRaw,SubmitLine"])
+            lines = result.stdout.splitlines() if result.exit_code == 0 else []
+            told = {job.id: line.partition("|")[0] for job in jobs for line in lines if f"{job.id}.job" in line}
+            found = {**told, **found}
+        return found
+
+    def _adopt(self, job: Job, since: float, error: SubmitException) -> None:
+        """Find the job that sbatch did not tell of. One "not found" proves nothing: Slurm may still be at it."""
+        asked = 0
+        for pause in _LOOKS:
+            time.sleep(pause)
+            try:
+                number = self.look_up([job], since).get(job.id)
+                asked += 1
+            except TransportError:
+                continue
+            if number is not None:
+                job._native_id = number
+                self._set_job_status(job, JobStatus(JobState.QUEUED, metadata={"native_id": number}))
+                self.tracker.register_job(job)
+                return
+        looked = "Slurm does not know it now" if asked else "Slurm could not be asked"
+        raise OutcomeUnknown(f"{error}\nWhether Slurm has taken the job is not known; {looked}") from error
 
     def cancel(self, job: Job) -> None:
         """See PSI/J; and the state is asked for soon."""
@@ -410,8 +464,8 @@ class TrackedSlurmExecutor(SlurmJobExecutor):
             return self.transport.run(command, timeout=_SUBMIT_TIMEOUT, environment=submit_environment(os.environ))
         return self.transport.run(command, timeout=_QUESTION_TIMEOUT, environment=question_environment(os.environ))
 
-    def _report(self, jobs: Sequence[Job]) -> dict[str, Report]:
-        """Ask the controller, then accounting about those it has forgotten."""
+    def ask(self, jobs: Sequence[Job]) -> dict[str, Report]:
+        """How jobs are, by PSI/J id: the controller tells, then accounting of those it has forgotten."""
         numbers = {job.native_id: job.id for job in jobs if job.native_id}
         reports = self._ask_controller(list(numbers))
         forgotten = [number for number in numbers if number not in reports]

@@ -14,17 +14,14 @@ from psij import Job, JobExecutor, JobState
 
 def track(executor: JobExecutor, transport: Transport) -> Tracker:
     """A tracker for an executor that has none. Its questions cost nothing: they read what PSI/J knows by now."""
-
-    def report(jobs: Sequence[Job]) -> dict[str, Report]:
-        found = {}
-        for job in jobs:
-            answer = verdict(job, transport)
-            if answer is not None:
-                found[job.id] = answer
-        return found
-
     pace = Pace(queued=0.25, queued_most=1.0, running=1.0, ended=0.0)
-    return Tracker(executor.name, transport, report, lambda job, status: None, pace)
+    return Tracker(executor.name, transport, lambda jobs: ask(jobs, transport), lambda job, status: None, pace)
+
+
+def ask(jobs: Sequence[Job], transport: Transport) -> dict[str, Report]:
+    """What is known of jobs, by PSI/J id."""
+    answers = {job.id: verdict(job, transport) for job in jobs}
+    return {key: answer for key, answer in answers.items() if answer is not None}
 
 
 def verdict(job: Job, transport: Transport) -> Optional[Report]:
@@ -41,4 +38,5 @@ def verdict(job: Job, transport: Transport) -> Optional[Report]:
         return None
     if status.state is JobState.FAILED and record.cancelled:
         return Report(JobState.CANCELED, exit_code=status.exit_code, reason=status.message)
-    return Report(status.state, exit_code=status.exit_code, reason=status.message)
+    state = JobState.ACTIVE if attempt and not status.final else status.state
+    return Report(state, exit_code=status.exit_code, reason=status.message)

@@ -21,9 +21,14 @@ from weakref import WeakKeyDictionary
 from execute_batch_scheduler.adapters.jobdir import JobDir, Record
 from execute_batch_scheduler.adapters.transport import Transport, TransportError
 
-from psij import Job, JobState, JobStatus
+from psij import Job, JobState, JobStatus, SubmitException
 
 logger = logging.getLogger(__name__)
+
+
+class OutcomeUnknown(SubmitException):
+    """Whether the scheduler took a job is not known, and could not be found out. It must not be submitted again."""
+
 
 NO_EVIDENCE = "no evidence of its end: it is in no queue, left no end record, and no accounting knows it"
 
@@ -160,6 +165,14 @@ class Tracker:
         if entry and entry.status:
             return entry.status
         return JobStatus(JobState.ACTIVE) if job.status.final else job.status
+
+    def settle(self, job: Job, report: Report) -> None:
+        """Take a job whose end is known already; nobody is asked."""
+        entry = _Entry(job, JobDir.of(job.spec), born=time.monotonic())
+        if entry.directory:
+            entry.record = entry.directory.read(self._transport)
+        entry.details = _details(report, entry)
+        self._tell(entry, _status(job, report, entry.details))
 
     def details(self, job: Job) -> Details:
         """What is known of a job. No I/O."""
@@ -342,21 +355,12 @@ class Tracker:
                 if entry.misses < 3 and not (attempt and attempt.ended is not None):
                     self._ask_in(entry, self.pace.forgotten * entry.misses)
                     return
-                report = _verdict_without_scheduler(record)
             entry.misses = 0
-            if report.final:
-                report = _with_record(report, record, entry.directory)
+            report = judged(report, record, entry.directory)
             if entry.report is None or report.native_state != entry.report.native_state:
                 entry.moved = time.monotonic()
             entry.report = report
-            entry.details = Details(
-                native_state=report.native_state,
-                reason=report.reason,
-                expected_start=report.expected_start,
-                nodes=report.nodes or entry.details.nodes,
-                started=(attempt.started if attempt else None) or report.started,
-                ended=((attempt.ended if attempt else None) or report.ended or time.time()) if report.final else None,
-            )
+            entry.details = _details(report, entry)
             self._plan(entry, report)
         if report.state is not None:
             self._tell(entry, _status(entry.job, report, entry.details))
@@ -393,6 +397,25 @@ class Tracker:
                 self._entries.pop(job.id, None)
         for listener in list(entry.listeners):
             listener()
+
+
+def judged(report: Optional[Report], record: Record, directory: Optional[JobDir]) -> Report:
+    """A scheduler's answer, or its not knowing the job, together with the job's own record."""
+    if report is None:
+        report = _verdict_without_scheduler(record)
+    return _with_record(report, record, directory) if report.final else report
+
+
+def _details(report: Report, entry: _Entry) -> Details:
+    attempt = entry.record.attempt
+    return Details(
+        native_state=report.native_state,
+        reason=report.reason,
+        expected_start=report.expected_start,
+        nodes=report.nodes or entry.details.nodes or (attempt.node if attempt else None),
+        started=(attempt.started if attempt else None) or report.started,
+        ended=((attempt.ended if attempt else None) or report.ended or time.time()) if report.final else None,
+    )
 
 
 def _verdict_without_scheduler(record: Record) -> Report:

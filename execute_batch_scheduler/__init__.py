@@ -23,6 +23,7 @@ if TYPE_CHECKING:
         JobFailed as JobFailed,
         SubmissionFailed as SubmissionFailed,
     )
+    from execute_batch_scheduler.history import attach as attach, jobs as jobs
     from execute_batch_scheduler.job import Job as Job
     from execute_batch_scheduler.settings import settings as settings
     from execute_batch_scheduler.submit import DryRun as DryRun, backends as backends, submit_script as submit_script
@@ -32,6 +33,7 @@ __version__ = "0.1.0"
 # Nothing heavy is imported before it is used: PSI/J takes a quarter of a second.
 _HOMES = {
     "submit": ("submit_script", "backends", "DryRun"),
+    "history": ("jobs", "attach"),
     "job": ("Job",),
     "errors": (
         "ExecuteError",

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import html
 import time
+from collections.abc import Sequence
 from datetime import datetime
 from typing import TYPE_CHECKING, Optional
 
 if TYPE_CHECKING:
     from execute_batch_scheduler.job import Job
+    from execute_batch_scheduler.journal import Entry
 
 WAITING = "Waiting for resources"
 RUNNING = "Running "
@@ -33,6 +35,11 @@ def submitted(job: Job) -> str:
     if job.wlm == "local":
         return f"Started on this machine with pid: {job.native_id}"
     return f"Submitted batch job {job.native_id}"
+
+
+def attached(job: Job) -> str:
+    """The first line when somebody comes back to a job."""
+    return f"Attached to job {job.native_id}, submitted {job.submitted:%Y-%m-%d %H:%M:%S}"
 
 
 def ended(job: Job) -> str:
@@ -67,7 +74,8 @@ def failure(job: Job, last_lines: list[str], path: Optional[str]) -> str:
     lines = [f"job {job.native_id} ({where}) ended {state}{code}{reason}"]
     if last_lines:
         lines += [f"the last lines of {path}:", *(f"    {line}" for line in last_lines)]
-    lines.append(f"its script and output are in {job.paths.directory}")
+    if job.paths.directory:
+        lines.append(f"its script and output are in {job.paths.directory}")
     return "\n".join(lines)
 
 
@@ -76,6 +84,47 @@ def one_line(job: Job) -> str:
     state = job.native_state or str(job.state)
     code = f" exit code {job.exit_code}" if job.exit_code is not None else ""
     return f"<Job {job.native_id} {job.wlm}{'@' + job.host if job.host else ''} {state}{code}>"
+
+
+_COLUMNS = ("Job", "Backend", "State", "Exit", "Submitted", "Ended", "Name", "Reason")
+
+
+def table(entries: Sequence[Entry]) -> str:
+    """Noted jobs, one a line."""
+    if not entries:
+        return "no jobs"
+    rows = [_COLUMNS, *map(_row, entries)]
+    widths = [min(40, max(len(row[column]) for row in rows)) for column in range(len(_COLUMNS))]
+    lines = ("  ".join(cell[:width].ljust(width) for cell, width in zip(row, widths)).rstrip() for row in rows)
+    return "\n".join(lines)
+
+
+def html_table(entries: Sequence[Entry]) -> str:
+    """The same for a notebook."""
+    head = "".join(f"<th style='text-align:left'>{name}</th>" for name in _COLUMNS)
+    body = "".join(
+        "<tr>" + "".join(f"<td style='text-align:left'>{html.escape(cell)}</td>" for cell in _row(entry)) + "</tr>"
+        for entry in entries
+    )
+    return f"<table><tr>{head}</tr>{body}</table>"
+
+
+def _row(entry: Entry) -> tuple[str, ...]:
+    cells = (
+        entry.native_id or entry.key[:8],
+        entry.wlm + (f"@{entry.host}" if entry.host else ""),
+        entry.native_state or entry.state or "SUBMITTED",
+        "" if entry.exit_code is None else str(entry.exit_code),
+        _clock(entry.at),
+        _clock(entry.ended),
+        entry.name or "",
+        entry.reason or "",
+    )
+    return tuple("".join(char if char.isprintable() else "?" for char in cell) for cell in cells)
+
+
+def _clock(seconds: Optional[float]) -> str:
+    return "" if seconds is None else f"{datetime.fromtimestamp(seconds):%m-%d %H:%M:%S}"
 
 
 def card(job: Job) -> str:

@@ -10,7 +10,7 @@ import time
 from typing import TYPE_CHECKING, Any, Optional
 
 from IPython.core.error import UsageError
-from IPython.core.magic import Magics, cell_magic, magics_class, no_var_expand
+from IPython.core.magic import Magics, cell_magic, line_magic, magics_class, no_var_expand
 from IPython.utils.text import DollarFormatter
 from traitlets import Any as AnyTrait, Enum, Unicode, observe
 
@@ -94,6 +94,56 @@ class ExecuteMagics(Magics):
         except BadUsage as error:
             raise UsageError(str(error)) from None
 
+    @line_magic
+    def execute_jobs(self, line: str) -> Any:
+        """List what was submitted: ``%execute_jobs [--since=2d] [--state=FAILED] [--wlm=slurm]``."""
+        from execute_batch_scheduler.history import jobs
+
+        return jobs(**_options(line, "since", "state", "wlm"))
+
+    @line_magic
+    def execute_attach(self, line: str) -> Job:
+        """Show a job's output so far and follow it to its end: ``%execute_attach ID``; returns the handle."""
+        job = _attached(_one(line))
+        print(display.attached(job))
+        _Cell(self, job, {"no-raise-error": ""}).follow()
+        return job
+
+    @line_magic
+    def execute_output(self, line: str) -> None:
+        """Show a job's output so far: ``%execute_output ID``."""
+        job = _attached(_one(line))
+        for name, stream in (("stdout", sys.stdout), ("stderr", sys.stderr)):
+            reader = job.open(name, _MOST_IN_NOTEBOOK if hasattr(self.shell, "kernel") else None)
+            while text := reader.read():
+                stream.write(text)
+            stream.write(reader.rest())
+
+    @line_magic
+    def execute_info(self, line: str) -> Job:
+        """Show all that is known of a job: ``%execute_info ID``."""
+        return _attached(_one(line))
+
+    @line_magic
+    def execute_cancel(self, line: str) -> None:
+        """Cancel jobs: ``%execute_cancel ID ...``."""
+        if not line.split():
+            raise UsageError("%execute_cancel wants the numbers of jobs")
+        for number in line.split():
+            job = _attached(number)
+            print(f"Terminate job {number}" if job.cancel() else f"{job!r} has ended already")
+
+    @line_magic
+    def execute_clean(self, line: str) -> None:
+        """Remove what ended jobs left: ``%execute_clean --older=30d``."""
+        from execute_batch_scheduler.history import clean
+
+        older = _options(line, "older").get("older")
+        if older is None:
+            raise UsageError("%execute_clean wants an age, as in --older=30d")
+        count, freed = clean(older)
+        print(f"{count} jobs removed, {freed / 1e6:,.1f} MB freed")
+
     def _execute(self, line: str, cell: str) -> Optional[Job]:
         own, scheduler, native = self._parse(line)
         from execute_batch_scheduler.submit import submit_script
@@ -176,6 +226,27 @@ def _is_own(flag: Flag) -> bool:
     return flag.option is not None and _OWN.get(flag.name) is flag.option
 
 
+def _one(line: str) -> str:
+    words = line.split()
+    if len(words) != 1:
+        raise UsageError("one job, please: its number or its key; %execute_jobs lists them")
+    return words[0]
+
+
+def _attached(number: str) -> Job:
+    from execute_batch_scheduler.history import attach
+
+    return attach(number)
+
+
+def _options(line: str, *names: str) -> dict[str, str]:
+    flags = flag_table.parse(shlex.split(line), {name: Option(name, REQUIRED) for name in names})
+    unknown = next((flag for flag in flags if flag.name not in names), None)
+    if unknown:
+        raise UsageError(f"{unknown.word}: there are {', '.join('--' + name for name in names)}")
+    return {flag.name: flag.value or "" for flag in flags}
+
+
 class _Cell:
     """A cell that waits: the progress line, the output, the end."""
 
@@ -190,6 +261,10 @@ class _Cell:
     def run(self) -> None:
         """Show the job until it has ended; raise what it failed with."""
         print(display.submitted(self.job))
+        self.follow()
+
+    def follow(self) -> None:
+        """Show the output, and the end."""
         try:
             try:
                 self._show()
@@ -272,7 +347,9 @@ def load_ipython_extension(shell: InteractiveShell) -> None:
 
 def unload_ipython_extension(shell: InteractiveShell) -> None:
     """Take the magics and their configuration away again."""
-    shell.magics_manager.magics["cell"].pop("execute", None)
+    for kind, names in ExecuteMagics.magics.items():
+        for name in names:
+            shell.magics_manager.magics[kind].pop(name, None)
     magics = shell.magics_manager.registry.pop("ExecuteMagics", None)
     if magics in shell.configurables:
         shell.configurables.remove(magics)

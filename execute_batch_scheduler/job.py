@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures
+import logging
 import threading
 import time
 from collections.abc import Callable, Generator, Iterator
@@ -11,7 +12,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any, Optional, Union
 
-from execute_batch_scheduler import display, output
+from execute_batch_scheduler import display, journal, output
 from execute_batch_scheduler.adapters.jobdir import JobDir
 from execute_batch_scheduler.adapters.tracking import Details, Tracker
 from execute_batch_scheduler.adapters.transport import Transport
@@ -20,16 +21,20 @@ from execute_batch_scheduler.errors import JobCancelled, JobError, JobFailed, Su
 import psij
 from psij import JobState
 
+logger = logging.getLogger(__name__)
 Timeout = Union[float, timedelta, None]
 
 
 @dataclass(frozen=True)
 class Paths:
-    """The files of a job on the machine where it runs; an output is None as long as only the node knows its name."""
+    """The files of a job on the machine where it runs.
 
-    directory: str
-    script: str
-    record: str
+    An output is None as long as only the node knows its name; the others are None of a job that was not submitted here.
+    """
+
+    directory: Optional[str]
+    script: Optional[str]
+    record: Optional[str]
     stdout: Optional[str]
     stderr: Optional[str]
 
@@ -66,6 +71,10 @@ class Job:
         The machine that it was submitted from; None is this one.
     notices : tuple of str
         What the user should know of the way it was submitted.
+    key : str
+        A UUID that no other job has, on any scheduler.
+    submitted : datetime
+        When that was, by this machine's clock.
     psij_job : psij.Job
         PSI/J's view of the same job.
     future : concurrent.futures.Future
@@ -81,18 +90,18 @@ class Job:
         tracker: Tracker,
         transport: Transport,
         notices: tuple[str, ...] = (),
+        key: Optional[str] = None,
+        submitted: Optional[float] = None,
     ) -> None:
-        directory = JobDir.of(psij_job.spec)
-        if directory is None:
-            raise ValueError("the job's specification does not run the wrapper")
         self.psij_job = psij_job
         self.wlm = wlm
         self.host = host
         self.notices = notices
-        self.submitted: datetime = datetime.now().astimezone()
+        self.key: str = key or psij_job.id
+        self.submitted: datetime = datetime.fromtimestamp(submitted or time.time()).astimezone()
         self.future: concurrent.futures.Future[str] = _Future(self)
         self.future.set_running_or_notify_cancel()
-        self._directory = directory
+        self._directory = JobDir.of(psij_job.spec)
         self._tracker = tracker
         self._transport = transport
         self._changed = threading.Condition()
@@ -107,11 +116,6 @@ class Job:
         return self.psij_job.spec
 
     @property
-    def key(self) -> str:
-        """A UUID that no other job has, on any scheduler."""
-        return str(self.psij_job.id)
-
-    @property
     def native_id(self) -> str:
         """The scheduler's number, or the process id."""
         return self.psij_job.native_id or ""
@@ -122,6 +126,8 @@ class Job:
     def paths(self) -> Paths:
         """Where the job's files are."""
         directory = self._directory
+        if directory is None:
+            return Paths(None, None, None, self._stdout(), self._stderr())
         return Paths(directory.path, f"{directory.path}/script", directory.record, self._stdout(), self._stderr())
 
     # how it is
@@ -241,7 +247,8 @@ class Job:
         """
         if self.done():
             return False
-        self._directory.note_cancelled(self._transport)
+        if self._directory:
+            self._directory.note_cancelled(self._transport)
         try:
             self.psij_job.cancel()
         except psij.SubmitException as error:
@@ -303,14 +310,16 @@ class Job:
         yield from ((name, text) for name, stream in streams.items() if (text := stream.rest()))
 
     def _stdout(self) -> Optional[str]:
-        if str(self.spec.stdout_path) == self._directory.stdout:
-            return self._directory.stdout
+        path = self.spec.stdout_path
+        if path is not None and (self._directory is None or str(path) == self._directory.stdout):
+            return str(path)
         attempt = self._tracker.record(self.psij_job).attempt
         return attempt.stdout if attempt else None
 
     def _stderr(self) -> Optional[str]:
-        if str(self.spec.stderr_path) == self._directory.stderr:
-            return self._directory.stderr
+        path = self.spec.stderr_path
+        if path is not None and (self._directory is None or str(path) == self._directory.stderr):
+            return str(path)
         attempt = self._tracker.record(self.psij_job).attempt
         return attempt.stderr if attempt and attempt.stderr != attempt.stdout else None
 
@@ -326,10 +335,28 @@ class Job:
         return display.card(self)
 
     def _notice(self) -> None:
+        over = self.done() and not self.future.done()
+        if over and self._directory:
+            self._note_end()  # before anybody who waits goes on, and perhaps ends the process
         with self._changed:
             self._changed.notify_all()
-        if self.done() and not self.future.done():
+        if over:
             self.future.set_result("")
+
+    def _note_end(self) -> None:
+        details = self.details
+        try:
+            journal.note(
+                self.key,
+                state=str(self.state),
+                native_state=details.native_state,
+                exit_code=self.exit_code,
+                reason=details.reason,
+                started=details.started,
+                ended=details.ended,
+            )
+        except OSError as error:  # who asks for the job later asks the scheduler again
+            logger.warning("job %s: its end could not be noted: %s", self.native_id, error)
 
 
 def _when(seconds: Optional[float]) -> Optional[datetime]:

@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import Literal, Optional, TypeVar, Union, overload
 from weakref import WeakKeyDictionary
 
-from execute_batch_scheduler import directives, flags as flag_table
+from execute_batch_scheduler import directives, flags as flag_table, journal
 from execute_batch_scheduler.adapters import process, stock
 from execute_batch_scheduler.adapters.jobdir import JobDir
-from execute_batch_scheduler.adapters.tracking import Tracker
+from execute_batch_scheduler.adapters.tracking import OutcomeUnknown, Tracker
 from execute_batch_scheduler.adapters.transport import Local, Transport
 from execute_batch_scheduler.errors import BackendUnavailable, BadUsage, SubmissionFailed
 from execute_batch_scheduler.flags import Flag
@@ -183,7 +183,7 @@ def submit_script(
             raise BadUsage(f"environment: {key!r} is no name of a variable")
     if host is not None:
         raise BackendUnavailable(f"host={host!r}: other machines cannot be reached yet")
-    wlm, chosen = _executor(wlm, executor, config, merged)
+    wlm, chosen = executor_for(wlm, executor, config, merged)
     transport: Transport = Local()
     psij_job = psij.Job()
     where = JobDir.new(settings.root, psij_job.id)
@@ -198,8 +198,10 @@ def submit_script(
             f"the job directory {where.path} could not be made ({error.strerror}); nothing was submitted. Set "
             "job_directory (or $EXECUTE_JOB_DIRECTORY) to a directory that you can write and that compute nodes see"
         ) from error
-    _uninterrupted(lambda: _submit(chosen, psij_job, where, transport), lambda: chosen.cancel(psij_job))
-    tracker = _tracker(chosen, psij_job, transport)
+    _uninterrupted(lambda: _submit(wlm, chosen, psij_job, where, transport), lambda: chosen.cancel(psij_job))
+    tracker = tracker_for(chosen, transport)
+    if not hasattr(chosen, "tracker"):
+        tracker.register_job(psij_job)
     return Job(psij_job, wlm=wlm, host=host, tracker=tracker, transport=transport, notices=notices)
 
 
@@ -249,8 +251,11 @@ def _read(script: Union[str, os.PathLike[str]]) -> tuple[str, str]:
         raise BadUsage(f"the script {path} cannot be read: {error}") from error
 
 
-def _executor(
-    wlm: Optional[str], executor: Optional[JobExecutor], config: Optional[JobExecutorConfig], flags: Sequence[Flag]
+def executor_for(
+    wlm: Optional[str],
+    executor: Optional[JobExecutor] = None,
+    config: Optional[JobExecutorConfig] = None,
+    flags: Sequence[Flag] = (),
 ) -> tuple[str, JobExecutor]:
     """The backend's name as we say it, and its executor; one instance each, as each polls by itself."""
     if executor is not None:
@@ -306,15 +311,37 @@ def _check(
     return ()
 
 
-def _submit(executor: JobExecutor, job: psij.Job, where: JobDir, transport: Transport) -> None:
+def _submit(wlm: str, executor: JobExecutor, job: psij.Job, where: JobDir, transport: Transport) -> None:
+    """Note the job, submit it, note its id. Of a job that was refused nothing is left."""
     try:
+        _note(wlm, executor, job, where)
         executor.submit(job)
-    except (psij.SubmitException, psij.InvalidJobException) as error:
+    except OutcomeUnknown as error:
+        raise SubmissionFailed(
+            f"{error}\nDo not run it again before you know: attach({job.id!r}) and jobs() look it up"
+        ) from error
+    except BaseException as error:
         transport.remove(where.path)
-        raise SubmissionFailed(_refusal(executor, job, str(error))) from error
-    except BaseException:
-        transport.remove(where.path)
+        journal.note(job.id, removed=True)
+        if isinstance(error, (psij.SubmitException, psij.InvalidJobException)):
+            raise SubmissionFailed(_refusal(executor, job, str(error))) from error
         raise
+    journal.note(job.id, native_id=job.native_id)
+
+
+def _note(wlm: str, executor: JobExecutor, job: psij.Job, where: JobDir) -> None:
+    assert job.spec is not None
+    ours = (where.stdout, where.stderr)
+    out, err = (str(path) if str(path) in ours else None for path in (job.spec.stdout_path, job.spec.stderr_path))
+    try:
+        journal.note(
+            job.id, wlm=wlm, executor=executor.name, name=job.spec.name, directory=where.path, stdout=out, stderr=err
+        )
+    except OSError as error:
+        raise psij.SubmitException(
+            f"the journal {journal.folder()} cannot be written ({error.strerror}), so the job could be lost; "
+            "set $EXECUTE_JOURNAL to a directory that you can write"
+        ) from error
 
 
 def _refusal(executor: JobExecutor, job: psij.Job, message: str) -> str:
@@ -335,7 +362,8 @@ def _preview(executor: JobExecutor, job: psij.Job) -> str:
     return f"{shlex.join([job.spec.executable or '', *(job.spec.arguments or [])])}  # through PSI/J's {executor.name}"
 
 
-def _tracker(executor: JobExecutor, job: psij.Job, transport: Transport) -> Tracker:
+def tracker_for(executor: JobExecutor, transport: Transport) -> Tracker:
+    """The tracker of an executor; PSI/J's own get one."""
     tracker: Optional[Tracker] = getattr(executor, "tracker", None)
     if tracker is not None:
         return tracker
@@ -343,8 +371,7 @@ def _tracker(executor: JobExecutor, job: psij.Job, transport: Transport) -> Trac
         tracker = _trackers.get(executor)
         if tracker is None:
             tracker = _trackers[executor] = stock.track(executor, transport)
-    tracker.register_job(job)
-    return tracker
+        return tracker
 
 
 def _uninterrupted(action: Callable[[], None], undo: Callable[[], None]) -> None:

@@ -95,7 +95,7 @@ class Behaviour:
         for stream, text in job.follow():
             seen[stream] += text
             if seen["stdout"] == "one\n":
-                assert job.running()
+                assert not job.done()
                 first.touch()
             if seen["stdout"] == "one\nhalf":
                 second.touch()
