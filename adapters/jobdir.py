@@ -5,7 +5,7 @@
     ROOT/events/NAME.ATTEMPT.EVENT     empty marks: something happened to the job of that name
     ROOT/jobs/NAME/script              what the user wrote
     ROOT/jobs/NAME/run                 runs it and keeps the record (run.bash)
-    ROOT/jobs/NAME/environment         variables for the script alone, where there are any
+    ROOT/jobs/NAME/environment         variables for the script alone, and a prologue, where there are any
     ROOT/jobs/NAME/record              started, told (a signal), limit, cancelled, ended: one line each
     ROOT/jobs/NAME/stdout, stderr      unless the user named other files
 
@@ -14,6 +14,7 @@ All files are made before the job is submitted: NFS clients remember for up to a
 
 from __future__ import annotations
 
+import calendar
 import math
 import shlex
 import time
@@ -29,6 +30,8 @@ from psij import JobSpec
 _SHELL = "/bin/bash"
 _RUN = Path(__file__).with_name("run.bash").read_bytes()
 _RECORD_LIMIT = 1 << 20
+# A prologue finds what the head of a bash script finds. BASH_ENV is read here, as a function's `declare` is its own.
+_BEGIN_PROLOGUE = 'import_functions; [ ! -r "${BASH_ENV-}" ] || . "$BASH_ENV"; begin_prologue'
 
 
 @dataclass(frozen=True)
@@ -40,6 +43,8 @@ class Attempt:
     node: Optional[str] = None
     stdout: Optional[str] = None
     stderr: Optional[str] = None
+    stdout_from: int = 0  # what was in the files before
+    stderr_from: int = 0
     started: Optional[float] = None
     ended: Optional[float] = None
     exit_code: Optional[int] = None
@@ -81,7 +86,16 @@ def parse_record(text: str) -> Record:
         at = _number(fields.get("time"))
         if event == "started":
             native_id, node, stdout, stderr = (fields.get(name) or None for name in ("id", "node", "stdout", "stderr"))
-            attempt = replace(attempt, started=at, native_id=native_id, node=node, stdout=stdout, stderr=stderr)
+            attempt = replace(
+                attempt,
+                started=at,
+                native_id=native_id,
+                node=node,
+                stdout=stdout,
+                stderr=stderr,
+                stdout_from=int(_number(fields.get("stdout_from")) or 0),
+                stderr_from=int(_number(fields.get("stderr_from")) or 0),
+            )
         elif event == "told":
             attempt = replace(attempt, told=(*attempt.told, fields.get("signal", "?")))
         elif event == "limit":
@@ -132,6 +146,11 @@ class JobDir:
         return self.path.rpartition("/")[2]
 
     @property
+    def created(self) -> float:
+        """When the directory was made, seconds since the epoch, from its name."""
+        return float(calendar.timegm(time.strptime(self.name[:15], "%Y%m%dT%H%M%S")))
+
+    @property
     def events(self) -> str:
         """The directory of marks that all jobs of the root share."""
         return f"{self.path.rpartition('/jobs/')[0]}/events"
@@ -156,11 +175,13 @@ class JobDir:
         """Executable and arguments that run the job."""
         return _SHELL, ["-p", f"{self.path}/run"]
 
-    def create(self, transport: Transport, script: bytes, environment: Mapping[str, str]) -> None:
-        """Make the directory with all its files, or nothing at all."""
+    def create(self, transport: Transport, script: bytes, environment: Mapping[str, str], prologue: str = "") -> None:
+        """Make the directory with all its files, or nothing at all. The prologue is bash, run before the script."""
         files = {"script": (script, 0o700), "run": (_RUN, 0o600)}
-        if environment:
+        if environment or prologue:
             lines = [f"export {name}={shlex.quote(value)}\n" for name, value in environment.items()]
+            if prologue:
+                lines.append(f"{_BEGIN_PROLOGUE}\n{prologue}\n:\n")
             files["environment"] = ("".join(lines).encode(), 0o600)
         files.update(dict.fromkeys(("record", "stdout", "stderr"), (b"", 384)))
         transport.make(self.events)

@@ -46,6 +46,8 @@ class Report:
     attempt: int = 0
     started: Optional[float] = None
     ended: Optional[float] = None
+    submitted: Optional[float] = None
+    command: Optional[str] = None
 
     @property
     def final(self) -> bool:
@@ -122,6 +124,8 @@ class Tracker:
         TransportError where the scheduler did not answer.
     deliver
         Called for each change of state, on the tracker's thread.
+    queued
+        The scheduler's own word for a job that it has taken and not said anything about yet.
     """
 
     def __init__(
@@ -131,7 +135,9 @@ class Tracker:
         ask: Callable[[Sequence[Job]], Mapping[str, Report]],
         deliver: Deliver,
         pace: Pace = Pace(),
+        queued: Optional[str] = None,
     ) -> None:
+        self._queued = queued
         self.pace = pace
         self._name = name
         self._transport = transport
@@ -151,6 +157,8 @@ class Tracker:
         """Begin to track a job that has its native id. Named as PSI/J's own poll thread names it."""
         now = time.monotonic()
         entry = _Entry(job, JobDir.of(job.spec), born=now, moved=now, next_ask=now + self.pace.queued)
+        if job.status.state is JobState.QUEUED:
+            entry.details = Details(native_state=self._queued)
         with self._lock:
             self._entries[job.id] = entry
             if not self._running:
@@ -217,7 +225,8 @@ class Tracker:
         with self._lock:
             entry = self._entries.get(job.id)
             if entry:
-                self._ask_in(entry, self.pace.ended)
+                entry.step = 0.0
+                entry.next_ask = min(entry.next_ask, time.monotonic() + self.pace.ended)
         self._wake.set()
 
     # the watching thread

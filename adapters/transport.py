@@ -11,6 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Optional, Protocol
 
+SEARCHED_FIRST: list[str] = []
+"""Directories where commands are looked for before those of PATH: where a login shell has found a scheduler."""
+
 
 @dataclass(frozen=True)
 class Result:
@@ -58,6 +61,9 @@ class Transport(Protocol):
     def read(self, path: str, offset: int = 0, limit: int = -1) -> bytes:
         """Read a file from `offset` on, at most `limit` bytes; FileNotFoundError where there is none."""
 
+    def exists(self, path: str) -> bool:
+        """Whether there is something of that name."""
+
     def size(self, path: str) -> int:
         """The size of a file in bytes; FileNotFoundError where there is none."""
 
@@ -81,7 +87,7 @@ class Local:
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,
-                env=None if environment is None else dict(environment),
+                env=_with_path(environment),
                 start_new_session=True,
             )
         except OSError as error:
@@ -124,6 +130,10 @@ class Local:
             file.seek(offset)
             return file.read(limit) or b""
 
+    def exists(self, path: str) -> bool:
+        """Whether there is something of that name."""
+        return os.path.lexists(path)
+
     def size(self, path: str) -> int:
         """The size of a file in bytes."""
         with open(path, "rb", buffering=0) as file:
@@ -144,6 +154,14 @@ class Local:
             shutil.rmtree(path)
         elif os.path.lexists(path):
             os.unlink(path)
+
+
+def _with_path(environment: Optional[Mapping[str, str]]) -> Optional[dict[str, str]]:
+    if not SEARCHED_FIRST:
+        return None if environment is None else dict(environment)
+    found = dict(os.environ if environment is None else environment)
+    found["PATH"] = os.pathsep.join([*SEARCHED_FIRST, found.get("PATH", os.defpath)])
+    return found
 
 
 def _text(data: bytes) -> str:

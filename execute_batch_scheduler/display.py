@@ -34,7 +34,7 @@ def submitted(job: Job) -> str:
     """The first line of a cell."""
     if job.wlm == "local":
         return f"Started on this machine with pid: {job.native_id}"
-    return f"Submitted batch job {job.native_id}"
+    return f"Submitted batch job {job.native_id}" + ("" if job.wlm == "slurm" else f" ({job.wlm})")
 
 
 def attached(job: Job) -> str:
@@ -48,13 +48,14 @@ def ended(job: Job) -> str:
     if job.wlm == "local" and state == "COMPLETED":
         return "Done"
     what = "process" if job.wlm == "local" else "batch job"
-    return f"End {what} {job.native_id} Status:  {state}"
+    code = f", exit code {job.exit_code}" if job.exit_code else ""
+    return f"End {what} {job.native_id} Status:  {state}{code}"
 
 
 def waiting(job: Job) -> str:
     """Why the job does not run yet, and when it will if somebody knows."""
     details = job.details
-    parts = [details.reason or ""]
+    parts = [(details.reason or "").replace("scontrol release", f"scontrol release {job.native_id}")]
     if details.expected_start and details.expected_start > time.time():
         parts.append(f"expected start {datetime.fromtimestamp(details.expected_start):%Y-%m-%d %H:%M}")
     if details.unanswered_since:
@@ -70,7 +71,7 @@ def failure(job: Job, last_lines: list[str], path: Optional[str]) -> str:
     state = job.native_state or str(job.state)
     code = "" if job.exit_code is None else f", exit code {job.exit_code}"
     where = job.wlm if job.host is None else f"{job.wlm} at {job.host}"
-    reason = f": {job.reason}" if job.reason and job.reason != "NonZeroExitCode" else ""
+    reason = f": {job.reason}" if job.reason and job.reason not in ("NonZeroExitCode", "cancelled") else ""
     lines = [f"job {job.native_id} ({where}) ended {state}{code}{reason}"]
     if last_lines:
         lines += [f"the last lines of {path}:", *(f"    {line}" for line in last_lines)]
@@ -79,9 +80,14 @@ def failure(job: Job, last_lines: list[str], path: Optional[str]) -> str:
     return "\n".join(lines)
 
 
+def _state(job: Job) -> str:
+    asked = " (cancel requested)" if job.cancelling and not job.done() else ""
+    return (job.native_state or str(job.state)) + asked
+
+
 def one_line(job: Job) -> str:
     """A handle's repr."""
-    state = job.native_state or str(job.state)
+    state = _state(job)
     code = f" exit code {job.exit_code}" if job.exit_code is not None else ""
     return f"<Job {job.native_id} {job.wlm}{'@' + job.host if job.host else ''} {state}{code}>"
 
@@ -132,7 +138,7 @@ def card(job: Job) -> str:
     details = job.details
     rows = {
         "Job": f"{job.native_id} ({job.wlm})",
-        "State": job.native_state or str(job.state),
+        "State": _state(job),
         "Reason": details.reason,
         "Exit code": job.exit_code,
         "Nodes": details.nodes,

@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Any, Optional
 from IPython.core.error import UsageError
 from IPython.core.magic import Magics, cell_magic, line_magic, magics_class, no_var_expand
 from IPython.utils.text import DollarFormatter
-from traitlets import Any as AnyTrait, Enum, Unicode, observe
+from traitlets import Any as AnyTrait, Bunch, Dict, Enum, Unicode, Union as TraitUnion, observe
 
 from execute_batch_scheduler import display, flags as flag_table
-from execute_batch_scheduler.errors import BadUsage, Interrupted
+from execute_batch_scheduler.errors import BadUsage, Interrupted, SubmissionFailed
 from execute_batch_scheduler.flags import NONE, REQUIRED, Flag, Option
 from execute_batch_scheduler.settings import settings
 
@@ -29,6 +29,8 @@ _OWN = {
     for option in (
         Option("wlm", REQUIRED, group="wlm"),
         Option("workloadmanager", REQUIRED, group="wlm"),
+        Option("target", REQUIRED),
+        Option("host", REQUIRED),
         Option("shell", REQUIRED),
         Option("bg", NONE),
         Option("amgr", REQUIRED),
@@ -43,7 +45,8 @@ _OWN = {
 }
 _TO_FILL_IN = re.compile(r"\{\{|\}\}|\$\$|\$\{\w+\}|\{[^{}]+\}|\$[A-Za-z_]\w*(\.\w+)*")
 _VARIABLES = ("amgr", "jobid", "pid", "out", "err")
-_MOST_IN_NOTEBOOK = 200_000  # bytes from head and tail of each stream; a notebook is to stay below 1 MB
+_MOST_IN_NOTEBOOK = 60_000  # bytes from head and tail of each stream: saved lines cost more, and stay below 1 MB
+_HANDLE = "_execute_job"  # the last job's handle, whatever else was asked for
 _PATIENCE = 1.0  # seconds before a job is said to wait: most start sooner
 
 
@@ -54,18 +57,29 @@ class ExecuteMagics(Magics):
     shell: InteractiveShell  # never None: the magics are made for a shell
 
     wlm = Unicode(None, allow_none=True, help="The backend where a cell names none; None finds one.").tag(config=True)
-    default_shell = Unicode("/bin/bash", help="What runs a cell that has no #! line.").tag(config=True)
+    default_shell = Unicode(None, allow_none=True, help="What runs a cell that has no #! line.").tag(config=True)
     job_directory = Unicode(None, allow_none=True, help="The root of job directories; compute nodes must see it.").tag(
         config=True
     )
     on_interrupt = Enum(
-        ["cancel", "detach"], "cancel", help="What Ctrl-C does to the job: cancel it, or leave it running."
+        ["cancel", "detach"],
+        None,
+        allow_none=True,
+        help="What Ctrl-C does to the job: cancel it, or leave it running.",
     ).tag(config=True)
-    executor_config = AnyTrait(None, help="A PSI/J configuration for the executor.").tag(config=True)
+    flags: TraitUnion = TraitUnion(
+        [Unicode(), Dict()],
+        default_value=None,
+        allow_none=True,
+        help="Default flags: for the default backend, or a dict by backend.",
+    ).tag(config=True)
+    executor_config = AnyTrait(None, help="A PSI/J configuration for the executor, or a dict of its attributes.").tag(
+        config=True
+    )
 
-    @observe("wlm", "default_shell", "job_directory")
-    def _settle(self, _: object) -> None:
-        settings.wlm, settings.shell, settings.job_directory = self.wlm, self.default_shell, self.job_directory
+    @observe("wlm", "default_shell", "job_directory", "on_interrupt", "flags", "executor_config")
+    def _settle(self, change: Bunch) -> None:
+        setattr(settings, "shell" if change.name == "default_shell" else change.name, change.new)
 
     @no_var_expand
     @cell_magic
@@ -77,6 +91,7 @@ class ExecuteMagics(Magics):
             %%execute [--wlm=NAME] [--bg] [...] [any flag of sbatch's] [-- native options]
 
         --wlm=NAME             slurm, local, psij:NAME; also --workloadmanager. Default: Slurm where it is, else here
+        --target=NAME          a target of the settings files: a backend with its flags, environment and so on
         --shell=SHELL          what runs the cell, with arguments if need be; default: the cell's #! line, or bash
         --bg                   do not wait; returns the handle
         --amgr=VAR             put the handle into VAR, at once
@@ -153,22 +168,29 @@ class ExecuteMagics(Magics):
                 cell,
                 scheduler,
                 wlm=own.get("wlm"),
+                target=own.get("target"),
+                host=own.get("host"),
                 shell=own.get("shell"),
-                config=self.executor_config,
                 native=native,
                 dry_run=True,
             )
             print("\n".join([*plan.notices, str(plan)]))
             return None
         job = submit_script(
-            cell, scheduler, wlm=own.get("wlm"), shell=own.get("shell"), config=self.executor_config, native=native
+            cell,
+            scheduler,
+            wlm=own.get("wlm"),
+            target=own.get("target"),
+            host=own.get("host"),
+            shell=own.get("shell"),
+            native=native,
         )
         for notice in job.notices:
             print(notice)
         self._publish(own, job)
         if "bg" in own:
-            if "amgr" not in own and "out" not in own:
-                print(f"{display.submitted(job)}; its output: _.stdout(), or next time --amgr=VAR", file=sys.stderr)
+            hint = "" if "amgr" in own or "out" in own else f"; its handle is {_HANDLE}, or next time --amgr=VAR"
+            print(display.submitted(job) + hint)
             return job
         _Cell(self, job, own).run()
         return None
@@ -219,6 +241,7 @@ class ExecuteMagics(Magics):
             "out": job.open("stdout") if background else None,
             "err": job.open("stderr") if background else None,
         }
+        self.shell.push({_HANDLE: job})
         self.shell.push({own[name]: values[name] for name in _VARIABLES if name in own and values[name] is not None})
 
 
@@ -247,15 +270,34 @@ def _options(line: str, *names: str) -> dict[str, str]:
     return {flag.name: flag.value or "" for flag in flags}
 
 
+def _is_shutting_down(shell: InteractiveShell) -> bool:
+    """Whether an interrupt is the beginning of a kernel's end: jupyter_client sends one before it asks for that.
+
+    A closed kernel must not cost the job. The request comes some milliseconds behind the interrupt.
+    """
+    kernel = getattr(shell, "kernel", None)
+    for _ in range(30 if kernel is not None else 0):
+        if getattr(kernel, "_shutdown_message", None) is not None:
+            return True
+        time.sleep(0.01)
+    return False
+
+
 class _Cell:
     """A cell that waits: the progress line, the output, the end."""
 
     def __init__(self, magics: ExecuteMagics, job: Job, own: dict[str, str]) -> None:
         self.magics, self.job, self.own = magics, job, own
+        self.on_interrupt = settings.choose().on_interrupt
         self._line = ""  # the progress line as it stands
         self._head = ""  # what it begins with
         self._since = 0.0
         self._over = False
+        self._open_line = False  # the job's output so far ends within a line
+        self._held: list[tuple[str, str]] = []
+        self._quiet = {"stdout": "out" in own, "stderr": "err" in own}
+        most = _MOST_IN_NOTEBOOK if hasattr(magics.shell, "kernel") else None
+        self._streams = {name: job.open(name, most) for name in ("stdout", "stderr")}
         self._begun = time.monotonic()
 
     def run(self) -> None:
@@ -272,36 +314,47 @@ class _Cell:
                 self._interrupted()
         except KeyboardInterrupt:
             self._end_line()
-            name = self.own.get("amgr", "_execute_job")
-            self.magics.shell.push({name: self.job})
-            raise Interrupted(f"not waiting any longer; the job goes on: {name} is {self.job!r}") from None
+            fate = "it has been told to end" if self.job.cancelling else "the job goes on"
+            name = self.own.get("amgr", _HANDLE)
+            raise Interrupted(f"not waiting any longer; {fate}: {name} is {self.job!r}") from None
         texts = {"out": self.job.stdout, "err": self.job.stderr}
         self.magics.shell.push({self.own[name]: read() for name, read in texts.items() if name in self.own})
         if "no-raise-error" not in self.own:
             error = self.job.exception()
             if error is not None:
+                if not self._quiet["stderr"]:  # the last lines stand just above
+                    error.args = (display.failure(self.job, [], None),)
                 raise error
 
     def _show(self) -> None:
-        streams = {"stdout": sys.stdout, "stderr": sys.stderr}
-        quiet = {"stdout": "out" in self.own, "stderr": "err" in self.own}
-        held: list[tuple[str, str]] = []
-        most = _MOST_IN_NOTEBOOK if hasattr(self.magics.shell, "kernel") else None
-        for name, text in self.job.follow(most=most, ticks=True):
-            if not name or quiet[name]:
+        for name, text in self.job.follow(ticks=True, streams=self._streams):
+            if not name or self._quiet[name]:
                 self._progress()
             elif "no-stream" in self.own:
-                held.append((name, text))
+                self._held.append((name, text))
             else:
                 self._finish_progress()
-                streams[name].write(text)
-                streams[name].flush()
+                self._write(name, text)
         self._finish_progress()
+        self._end_output()
         print(display.ended(self.job))
         if "no-stream" in self.own:
             print()
-            for name, text in held:
-                streams[name].write(text)
+            for name, text in self._held:
+                self._write(name, text)
+            self._end_output()
+
+    def _write(self, name: str, text: str) -> None:
+        stream = {"stdout": sys.stdout, "stderr": sys.stderr}[name]
+        stream.write(text)
+        stream.flush()
+        self._open_line = not text.endswith("\n")
+
+    def _end_output(self) -> None:
+        """What comes now is not the job's: it begins a line."""
+        if self._open_line:
+            print()
+            self._open_line = False
 
     def _progress(self) -> None:
         """Let the progress line say how it is with the job."""
@@ -310,7 +363,9 @@ class _Cell:
         head = display.RUNNING if self.job.running() or self.job.done() else display.waiting(self.job)
         if head != display.RUNNING and time.monotonic() - self._begun < _PATIENCE:
             return
-        if head != self._head:
+        if head != self._head and self._line and head.startswith(self._line):
+            self._head = head  # only more is said
+        elif head != self._head:
             self._end_line()
             self._head, self._line, self._since = head, "", time.monotonic()
         line = head + display.marks(time.monotonic() - self._since) if head == display.RUNNING else head
@@ -332,11 +387,17 @@ class _Cell:
     def _interrupted(self) -> None:
         """Ctrl-C: cancel, wait for the confirmation, show what there is. A second one, from the caller, ends that."""
         self._end_line()
-        if self.magics.on_interrupt == "detach":
+        self._end_output()
+        if self.on_interrupt == "detach" or _is_shutting_down(self.magics.shell):
             raise KeyboardInterrupt
+        from execute_batch_scheduler.submit import uninterrupted
+
         print(f"Terminate job {self.job.native_id}")
         self._over = True
-        self.job.cancel()
+        try:
+            uninterrupted(self.job.cancel)
+        except SubmissionFailed as error:
+            raise Interrupted(f"{error}\nIt may still run; its handle is {_HANDLE}") from None
         self._show()
 
 

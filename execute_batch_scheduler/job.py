@@ -7,7 +7,7 @@ import concurrent.futures
 import logging
 import threading
 import time
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any, Optional, Union
@@ -71,6 +71,8 @@ class Job:
         The machine that it was submitted from; None is this one.
     notices : tuple of str
         What the user should know of the way it was submitted.
+    cancelling : bool
+        Whether this handle has asked for a cancellation.
     key : str
         A UUID that no other job has, on any scheduler.
     submitted : datetime
@@ -97,6 +99,7 @@ class Job:
         self.wlm = wlm
         self.host = host
         self.notices = notices
+        self.cancelling = False
         self.key: str = key or psij_job.id
         self.submitted: datetime = datetime.fromtimestamp(submitted or time.time()).astimezone()
         self.future: concurrent.futures.Future[str] = _Future(self)
@@ -213,6 +216,9 @@ class Job:
         error = self.exception(timeout)
         if error is not None:
             raise error
+        path = self._stdout()
+        if path is not None and not self._transport.exists(path):
+            raise JobFailed(f"job {self.native_id} completed, but its output is gone: there is no {path}", self)
         return self.stdout()
 
     def exception(self, timeout: Timeout = None) -> Optional[JobError]:
@@ -249,6 +255,7 @@ class Job:
             return False
         if self._directory:
             self._directory.note_cancelled(self._transport)
+        self.cancelling = True
         try:
             self.psij_job.cancel()
         except psij.SubmitException as error:
@@ -259,11 +266,11 @@ class Job:
 
     def stdout(self) -> str:
         """All of standard output so far."""
-        return output.whole(self._transport, self._stdout())
+        return output.whole(self._transport, self._place("stdout"))
 
     def stderr(self) -> str:
         """All of standard error so far; '' where it goes to the same file as standard output."""
-        return output.whole(self._transport, self._stderr())
+        return output.whole(self._transport, self._place("stderr"))
 
     def get_output(self) -> tuple[str, str]:
         """Standard output and standard error so far. Never blocks."""
@@ -271,9 +278,15 @@ class Job:
 
     def open(self, stream: str, most: Optional[int] = None) -> output.Output:
         """A reader of ``"stdout"`` or ``"stderr"`` whose ``read()`` gives what has come since; see `output.Output`."""
-        return output.Output(self._transport, {"stdout": self._stdout, "stderr": self._stderr}[stream], most)
+        return output.Output(self._transport, lambda: self._place(stream), most)
 
-    def follow(self, *, most: Optional[int] = None, ticks: bool = False) -> Iterator[tuple[str, str]]:
+    def follow(
+        self,
+        *,
+        most: Optional[int] = None,
+        ticks: bool = False,
+        streams: Optional[Mapping[str, output.Output]] = None,
+    ) -> Iterator[tuple[str, str]]:
         """The output as the job writes it, until the job has ended and all is read.
 
         Parameters
@@ -282,13 +295,15 @@ class Job:
             At most this many bytes from the head of each stream, and at the end as many from its tail.
         ticks
             Give ``("", "")`` too whenever nothing new has come, several times a second.
+        streams
+            Readers from `open` to go on with, by name; default is new ones.
 
         Yields
         ------
         tuple of str
             ``"stdout"`` or ``"stderr"``, and the text.
         """
-        streams = {name: self.open(name, most) for name in ("stdout", "stderr")}
+        streams = streams or {name: self.open(name, most) for name in ("stdout", "stderr")}
         last = time.monotonic()
         with self._tracker.watched(self.psij_job):
             while True:
@@ -308,6 +323,14 @@ class Job:
                     with self._changed:
                         self._changed.wait_for(self.done, min(0.25, 0.03 + quiet / 200))
         yield from ((name, text) for name, stream in streams.items() if (text := stream.rest()))
+
+    def _place(self, stream: str) -> Optional[output.Place]:
+        """Where an output lies, and where in that file it begins: a job may append to what was there."""
+        path = {"stdout": self._stdout, "stderr": self._stderr}[stream]()
+        attempt = self._tracker.record(self.psij_job).attempt
+        own = self._directory is not None and path in (self._directory.stdout, self._directory.stderr)
+        begin = 0 if own or attempt is None else {"stdout": attempt.stdout_from, "stderr": attempt.stderr_from}[stream]
+        return None if path is None else (path, begin)
 
     def _stdout(self) -> Optional[str]:
         path = self.spec.stdout_path

@@ -9,6 +9,7 @@ from typing import Optional
 from execute_batch_scheduler.adapters.transport import Transport
 
 _PIECE = 1 << 16
+Place = tuple[str, int]
 
 
 class Output:
@@ -18,28 +19,37 @@ class Output:
     ----------
     transport
         Where the file lies.
-    path
-        Tells the file's path, or None as long as that is not known.
+    place
+        Tells the file's path and where in it the job's output begins, or None as long as that is not known.
     most
         Show at most this many bytes of its head and of its tail; None shows all.
     """
 
-    def __init__(self, transport: Transport, path: Callable[[], Optional[str]], most: Optional[int] = None) -> None:
+    def __init__(self, transport: Transport, place: Callable[[], Optional[Place]], most: Optional[int] = None) -> None:
         self._transport = transport
-        self._path = path
+        self._place = place
         self._most = most
+        self._begin: Optional[int] = None
         self._offset = 0
         self._decode = codecs.getincrementaldecoder("utf-8")("replace").decode
 
+    def __repr__(self) -> str:
+        place = self._place()
+        where = f"in {place[0]}" if place else "which has not begun"
+        return f"<output {where}: {self._shown():,} bytes read so far; .read() gives what has come since>"
+
     def read(self) -> str:
         """What has come since, at most 64 KiB; '' if nothing. Never blocks."""
-        path = self._path()
-        if path is None:
+        place = self._place()
+        if place is None:
             return ""
+        path, begin = place
+        if self._begin is None:
+            self._begin = self._offset = begin
         try:
             data = self._piece(path)
             if not data and self._offset and self._transport.size(path) < self._offset:
-                self._offset = 0  # truncated, as by a requeue: it begins anew
+                self._begin = self._offset = 0  # truncated, as by a requeue: it begins anew
                 self._decode(b"", True)
                 data = self._piece(path)
         except FileNotFoundError:
@@ -48,14 +58,15 @@ class Output:
         return self._decode(data)
 
     def _piece(self, path: str) -> bytes:
-        size = _PIECE if self._most is None else min(_PIECE, self._most - self._offset)
+        size = _PIECE if self._most is None else min(_PIECE, self._most - self._shown())
         return self._transport.read(path, self._offset, size) if size > 0 else b""
 
     def rest(self) -> str:
         """When the job has ended and `read` brings no more: half a character that stayed, and the tail."""
-        path = self._path()
-        if self._most is None or path is None or self._offset < self._most:
+        place = self._place()
+        if self._most is None or place is None or self._shown() < self._most:
             return self._decode(b"", True)
+        path = place[0]
         try:
             size = self._transport.size(path)
             left_out = size - self._offset - self._most
@@ -67,13 +78,16 @@ class Output:
         note = f"\n[... {left_out:,} bytes are not shown; the whole is in {path} ...]\n"
         return self._decode(b"", True) + note + tail.decode(errors="replace")
 
+    def _shown(self) -> int:
+        return self._offset - (self._begin or 0)
 
-def whole(transport: Transport, path: Optional[str]) -> str:
-    """All of a file's text; '' where there is none."""
-    if path is None:
+
+def whole(transport: Transport, place: Optional[Place]) -> str:
+    """All of a file's text from where the job's output begins; '' where there is none."""
+    if place is None:
         return ""
     try:
-        return transport.read(path).decode(errors="replace")
+        return transport.read(*place).decode(errors="replace")
     except FileNotFoundError:
         return ""
 

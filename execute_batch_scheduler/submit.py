@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Literal, Optional, TypeVar, Union, overload
 from weakref import WeakKeyDictionary
 
-from execute_batch_scheduler import directives, flags as flag_table, journal
+from execute_batch_scheduler import backend, directives, flags as flag_table, journal
 from execute_batch_scheduler.adapters import process, stock
 from execute_batch_scheduler.adapters.jobdir import JobDir
 from execute_batch_scheduler.adapters.tracking import OutcomeUnknown, Tracker
@@ -21,7 +21,7 @@ from execute_batch_scheduler.adapters.transport import Local, Transport
 from execute_batch_scheduler.errors import BackendUnavailable, BadUsage, SubmissionFailed
 from execute_batch_scheduler.flags import Flag
 from execute_batch_scheduler.job import Job
-from execute_batch_scheduler.settings import settings
+from execute_batch_scheduler.settings import Choice, settings
 from execute_batch_scheduler.spec import HONOURED, WITHOUT_SCHEDULER, check_stock, make_spec
 
 import psij
@@ -62,12 +62,18 @@ class DryRun:
         What the command is made of.
     notices : tuple of str
         What the user should know.
+    prologue : str
+        What would run before the script.
     """
 
     script: str
     command: str
     spec: JobSpec
     notices: tuple[str, ...]
+    prologue: str = ""
+
+    def __repr__(self) -> str:
+        return str(self)
 
     def __str__(self) -> str:
         spec = {name.lstrip("_"): value for name, value in vars(self.spec).items() if value is not None}
@@ -77,7 +83,8 @@ class DryRun:
                 key.lstrip("_"): value for key, value in values if value is not None and not key.startswith("_computed")
             }
         lines = "\n".join(f"  {name}: {value}" for name, value in spec.items())
-        return f"# Script\n{self.script}\n# Command\n{self.command}\n\n# JobSpec\n{lines}"
+        prologue = f"# Prologue\n{self.prologue}\n" if self.prologue else ""
+        return f"{prologue}# Script\n{self.script}\n# Command\n{self.command}\n\n# JobSpec\n{lines}"
 
 
 @overload
@@ -86,6 +93,7 @@ def submit_script(
     flags: Union[str, Sequence[str]] = (),
     *,
     wlm: Optional[str] = None,
+    target: Optional[str] = None,
     host: Optional[str] = None,
     shell: Optional[str] = None,
     directory: Union[str, os.PathLike[str], None] = None,
@@ -103,6 +111,7 @@ def submit_script(
     flags: Union[str, Sequence[str]] = (),
     *,
     wlm: Optional[str] = None,
+    target: Optional[str] = None,
     host: Optional[str] = None,
     shell: Optional[str] = None,
     directory: Union[str, os.PathLike[str], None] = None,
@@ -119,6 +128,7 @@ def submit_script(
     flags: Union[str, Sequence[str]] = (),
     *,
     wlm: Optional[str] = None,
+    target: Optional[str] = None,
     host: Optional[str] = None,
     shell: Optional[str] = None,
     directory: Union[str, os.PathLike[str], None] = None,
@@ -138,7 +148,11 @@ def submit_script(
         sbatch's flags, as one string or as a list of words.
     wlm
         The backend: slurm, local, a name that PSI/J knows (lsf, flux ...), or ``psij:NAME`` for PSI/J's own executor
-        of a name. By default Slurm where sbatch is found, else this machine as long as no resources are asked for.
+        of a name. By default what the settings say, else a scheduler that is found, else this machine as long as no
+        resources are asked for.
+    target
+        The name of a target in the settings files: a backend with its flags, environment and so on. What is said here
+        or in the script wins over it.
     host
         Not used yet.
     shell
@@ -170,35 +184,47 @@ def submit_script(
     ------
     sbatch's flags: https://slurm.schedmd.com/sbatch.html
     """
+    choice = settings.choose(target)
     text, name = _read(script)
-    text = with_shell(text, shell)
+    text = with_shell(text, shell, choice.shell)
     line = flag_table.parse(_split(flags, "flags") if isinstance(flags, str) else [str(word) for word in flags])
     if directory is not None:
         if any(flag.name == "chdir" for flag in line):
             raise BadUsage("directory= and --chdir say the same thing; give one of them")
         line += flag_table.parse([f"--chdir={os.fspath(directory)}"])
-    merged = flag_table.merge(line, flag_table.parse(directives.read(text)), os.environ)
+    head = flag_table.parse(directives.read(text))
+    merged = flag_table.merge(line, head, os.environ)
     for key in environment or {}:
         if not re.fullmatch(r"[A-Za-z_]\w*", key, re.ASCII):
             raise BadUsage(f"environment: {key!r} is no name of a variable")
+    wlm = _name(executor) if executor is not None else wlm or choice.wlm or backend.default(merged)
+    defaults = _defaults(choice, wlm)
+    host = host or next((flag.value for flag in defaults if flag.name == "host"), choice.host)
     if host is not None:
         raise BackendUnavailable(f"host={host!r}: other machines cannot be reached yet")
-    wlm, chosen = executor_for(wlm, executor, config, merged)
+    merged = flag_table.merge(line, head, os.environ, [flag for flag in defaults if flag.name != "host"])
+    wlm, chosen = executor_for(wlm, executor, config or backend.configuration(choice.executor_config))
     transport: Transport = Local()
     psij_job = psij.Job()
-    where = JobDir.new(settings.root, psij_job.id)
-    psij_job.spec = make_spec(merged, where, name=name, native=native, environment=os.environ)
+    where = JobDir.new(choice.root, psij_job.id)
+    foreign = directives.foreign(text) if wlm == "slurm" else ()
+    psij_job.spec = make_spec(merged, where, name=name, native=native, environment=os.environ, foreign=foreign)
     notices = _check(psij_job.spec, wlm, chosen, merged, native)
     if dry_run:
-        return DryRun(text, _preview(chosen, psij_job), psij_job.spec, notices)
+        return DryRun(text, _preview(chosen, psij_job), psij_job.spec, notices, choice.prologue)
     try:
-        where.create(transport, text.encode(), environment or {})
+        where.create(
+            transport,
+            text.encode(errors="surrogateescape"),
+            {**choice.environment, **(environment or {})},
+            choice.prologue,
+        )
     except OSError as error:
         raise SubmissionFailed(
             f"the job directory {where.path} could not be made ({error.strerror}); nothing was submitted. Set "
             "job_directory (or $EXECUTE_JOB_DIRECTORY) to a directory that you can write and that compute nodes see"
         ) from error
-    _uninterrupted(lambda: _submit(wlm, chosen, psij_job, where, transport), lambda: chosen.cancel(psij_job))
+    uninterrupted(lambda: _submit(wlm, chosen, psij_job, where, transport), lambda: chosen.cancel(psij_job))
     tracker = tracker_for(chosen, transport)
     if not hasattr(chosen, "tracker"):
         tracker.register_job(psij_job)
@@ -210,7 +236,7 @@ def backends() -> list[str]:
     return sorted({*_OURS, *(name for name in JobExecutor.get_executor_names() if name not in _OURS.values())})
 
 
-def with_shell(text: str, shell: Optional[str]) -> str:
+def with_shell(text: str, shell: Optional[str], default: Optional[str] = None) -> str:
     """The script with the ``#!`` line that it is to have: the shell asked for, else its own, else the settings'."""
     if not text.strip():
         raise BadUsage("the script is empty: write the commands into the cell")
@@ -218,11 +244,13 @@ def with_shell(text: str, shell: Optional[str]) -> str:
         raise BadUsage("the script has DOS line ends, which sbatch refuses; convert it (dos2unix)")
     if "\0" in text:
         raise BadUsage("the script holds a NUL byte; it must be text")
+    if text.startswith("\ufeff"):
+        raise BadUsage("the script begins with a byte order mark, which sbatch refuses; save it as UTF-8 without one")
     stripped = text.lstrip("\n")
     own = stripped.startswith("#!")
     if not shell and own:
         return stripped if stripped.endswith("\n") else stripped + "\n"
-    shell = (shell or settings.shell).strip()
+    shell = (shell or default or settings.choose().shell).strip()
     words = _split(shell, "--shell")
     if not words:
         raise BadUsage("--shell is empty; give a program, with arguments if need be")
@@ -243,11 +271,13 @@ def _split(text: str, what: str) -> list[str]:
 def _read(script: Union[str, os.PathLike[str]]) -> tuple[str, str]:
     """A script's text, and the name that sbatch would give the job."""
     if isinstance(script, str):
+        if re.fullmatch(r"[^\s;|&<>()$]+", script) and Path(script).is_file() and not shutil.which(script):
+            raise BadUsage(f"{script!r} is a file; to submit it say submit_script(Path({script!r}))")
         return script, "sbatch"
     path = Path(script)
     try:
-        return path.read_bytes().decode(), path.name
-    except (OSError, UnicodeDecodeError) as error:
+        return path.read_bytes().decode(errors="surrogateescape"), path.name
+    except OSError as error:
         raise BadUsage(f"the script {path} cannot be read: {error}") from error
 
 
@@ -255,18 +285,16 @@ def executor_for(
     wlm: Optional[str],
     executor: Optional[JobExecutor] = None,
     config: Optional[JobExecutorConfig] = None,
-    flags: Sequence[Flag] = (),
 ) -> tuple[str, JobExecutor]:
     """The backend's name as we say it, and its executor; one instance each, as each polls by itself."""
     if executor is not None:
-        ours = {psij_name: name for name, psij_name in _OURS.items()}
-        return ours.get(executor.name, f"psij:{executor.name}"), executor
-    wlm = wlm or settings.wlm or _found(flags)
+        return _name(executor), executor
+    wlm = wlm or settings.choose().wlm or backend.default(())
     psij_name = wlm[len("psij:") :] if wlm.startswith("psij:") else _OURS.get(wlm, wlm)
     if psij_name not in JobExecutor.get_executor_names():
         raise BackendUnavailable(f"there is no backend {wlm!r}; there are {', '.join(backends())}, and psij:NAME")
     command = _COMMANDS.get(psij_name)
-    if command and not shutil.which(command):
+    if command and not (backend.find_sbatch() if psij_name == "tracked-slurm" else shutil.which(command)):
         raise BackendUnavailable(
             f"{wlm} needs {command}, and this machine's PATH has none. Run on a login node, or load the scheduler's "
             "module before Jupyter or IPython is started; --wlm=local runs the cell on this machine"
@@ -281,17 +309,17 @@ def executor_for(
         return wlm if wlm in _OURS else f"psij:{psij_name}", _executors[key]
 
 
-def _found(flags: Sequence[Flag]) -> str:
-    """The backend where nobody names one."""
-    if shutil.which("sbatch"):
-        return "slurm"
-    wanted = [flag.word for flag in flags if flag.name not in WITHOUT_SCHEDULER | HONOURED]
-    if wanted:
-        raise BackendUnavailable(
-            f"no scheduler is found on this machine, and {wanted[0]} asks for one; without such flags, or with "
-            "--wlm=local, the cell runs on this machine"
-        )
-    return "local"
+def _name(executor: JobExecutor) -> str:
+    """What we call the backend of an executor."""
+    ours = {psij_name: name for name, psij_name in _OURS.items()}
+    return ours.get(executor.name, f"psij:{executor.name}")
+
+
+def _defaults(choice: Choice, wlm: str) -> list[Flag]:
+    """The default flags for a backend."""
+    short = wlm[len("psij:") :] if wlm.startswith("psij:") else wlm
+    names = {wlm} if short in _OURS else {short, f"psij:{short}"}
+    return choice.default_flags(names, lambda: choice.wlm or backend.found() or "local") + choice.default_outputs(names)
 
 
 def _check(
@@ -349,8 +377,8 @@ def _refusal(executor: JobExecutor, job: psij.Job, message: str) -> str:
     unknown = re.search(r"unrecognized option '--([\w-]+)", message)
     if unknown:
         hints.append(flag_table.suggest(unknown[1]))
-    parts = [f"the job was not submitted:\n{message.strip()}", f"The command was: {_preview(executor, job)}"]
-    return "\n".join([*parts, *(f"Hint: {hint}" for hint in hints if hint)])
+    parts = [f"the job was not submitted:\n{message.strip()}", *(f"Hint: {hint}" for hint in hints if hint)]
+    return "\n".join([*parts, f"The command was: {_preview(executor, job)}"])
 
 
 def _preview(executor: JobExecutor, job: psij.Job) -> str:
@@ -374,7 +402,7 @@ def tracker_for(executor: JobExecutor, transport: Transport) -> Tracker:
         return tracker
 
 
-def _uninterrupted(action: Callable[[], None], undo: Callable[[], None]) -> None:
+def uninterrupted(action: Callable[[], object], undo: Callable[[], object] = lambda: None) -> None:
     """Do what must not stop halfway; an interrupt in the middle of it counts when it is done, and undoes it."""
     if threading.current_thread() is not threading.main_thread():
         action()

@@ -50,7 +50,7 @@ def main(backend: str) -> None:
         shell.sendline("exit")
         shell.expect(pexpect.EOF)
         shell.wait()
-    print(flush=True)
+    print("\nNow you: .venv/bin/ipython", flush=True)
 
 
 main(sys.argv[1])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Optional
 
@@ -85,8 +85,7 @@ def test_errors_are_short(notebook: Notebook) -> None:
 
 def test_an_interrupt_cancels(notebook: Notebook, tmp_path: Path) -> None:
     cell = notebook.start(f"%%execute --wlm=local\ntouch {tmp_path}/running; echo so far; sleep 1000")
-    while not (tmp_path / "running").exists():
-        time.sleep(0.02)
+    _until((tmp_path / "running").exists)
     time.sleep(0.2)
     notebook.manager.interrupt_kernel()
     seen = ""
@@ -98,13 +97,29 @@ def test_an_interrupt_cancels(notebook: Notebook, tmp_path: Path) -> None:
     assert notebook.outputs[-1]["ename"] == "JobCancelled"
 
 
+@pytest.mark.parametrize("end", ["shutdown", "restart"])
+def test_the_end_of_the_kernel_is_not_that_of_the_job(notebook: Notebook, tmp_path: Path, end: str) -> None:
+    """Both begin with an interrupt, like the stop button."""
+    script = f"touch {tmp_path}/running; until [ -e {tmp_path}/go ]; do sleep 0.05; done; touch {tmp_path}/done"
+    notebook.start(f"%%execute --wlm=local\n{script}")
+    _until((tmp_path / "running").exists)
+    time.sleep(0.2)
+    notebook.manager.shutdown_kernel() if end == "shutdown" else notebook.manager.restart_kernel()
+    (tmp_path / "go").touch()
+    _until((tmp_path / "done").exists)
+
+
+def _until(condition: Callable[[], bool]) -> None:
+    end = time.monotonic() + PATIENCE
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.02)
+
+
 def test_a_job_outlives_its_kernel(notebook: Notebook, tmp_path: Path) -> None:
     notebook.run(f"%%execute --wlm=local --bg --amgr=job\nsleep 1; touch {tmp_path}/done")
     notebook.manager.shutdown_kernel(now=True)
-    end = time.monotonic() + PATIENCE
-    while not (tmp_path / "done").exists():
-        assert time.monotonic() < end
-        time.sleep(0.05)
+    _until((tmp_path / "done").exists)
 
 
 def test_a_gigabyte_of_output(notebook: Notebook) -> None:

@@ -29,6 +29,10 @@ class Job:
     started: Optional[datetime] = None
     ended: Optional[datetime] = None
     paths: Paths = PATHS
+    cancelling: bool = False
+
+    def done(self) -> bool:
+        return self.state.final
 
     @property
     def native_state(self):
@@ -80,7 +84,7 @@ def test_the_progress_line_only_ever_grows():
         ),
         (
             Job(details=Details("TIMEOUT"), state=JobState.FAILED, wlm="psij:slurm"),
-            "Submitted batch job 42",
+            "Submitted batch job 42 (psij:slurm)",
             "End batch job 42 Status:  TIMEOUT",
         ),
         (

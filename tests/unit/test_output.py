@@ -16,7 +16,7 @@ def file(tmp_path):
 
 
 def reader(path, most=None):
-    return Output(Local(), lambda: str(path), most)
+    return Output(Local(), lambda: (str(path), 0), most)
 
 
 def append(path, data):
@@ -44,8 +44,8 @@ def test_a_file_that_is_not_there_yet_is_waited_for(tmp_path):
 
 def test_a_path_that_is_not_known_yet_is_asked_for_again(file):
     file.write_text("here")
-    paths = iter([None, None, str(file)])
-    out = Output(Local(), lambda: next(paths))
+    places = iter([None, None, (str(file), 0)])
+    out = Output(Local(), lambda: next(places))
     assert [out.read() for _ in range(3)] == ["", "", "here"]
 
 
@@ -156,9 +156,9 @@ def test_a_file_that_is_gone_at_the_end_has_no_tail(file):
 
 def test_the_whole_text(file):
     file.write_bytes(b"a\xc3\xa9\xff\n" * 3)
-    assert whole(Local(), str(file)) == "aé\ufffd\n" * 3
+    assert whole(Local(), (str(file), 0)) == "aé\ufffd\n" * 3
     assert whole(Local(), None) == ""
-    assert whole(Local(), f"{file}.none") == ""
+    assert whole(Local(), (f"{file}.none", 0)) == ""
 
 
 @pytest.mark.parametrize(
