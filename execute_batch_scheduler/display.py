@@ -62,7 +62,7 @@ def waiting(job: Job) -> str:
         parts.append(
             f"the scheduler has not answered since {datetime.fromtimestamp(details.unanswered_since):%H:%M:%S}"
         )
-    said = "; ".join(filter(None, parts))
+    said = plain("; ".join(filter(None, parts)))
     return f"{WAITING} ({said})" if said else WAITING
 
 
@@ -74,7 +74,7 @@ def failure(job: Job, last_lines: list[str], path: Optional[str]) -> str:
     reason = f": {job.reason}" if job.reason and job.reason not in ("NonZeroExitCode", "cancelled") else ""
     lines = [f"job {job.native_id} ({where}) ended {state}{code}{reason}"]
     if last_lines:
-        lines += [f"the last lines of {path}:", *(f"    {line}" for line in last_lines)]
+        lines += [f"the last lines of {path}:", *(f"    {plain(line)}" for line in last_lines)]
     if job.paths.directory:
         lines.append(f"its script and output are in {job.paths.directory}")
     return "\n".join(lines)
@@ -126,7 +126,12 @@ def _row(entry: Entry) -> tuple[str, ...]:
         entry.name or "",
         entry.reason or "",
     )
-    return tuple("".join(char if char.isprintable() else "?" for char in cell) for cell in cells)
+    return tuple(map(plain, cells))
+
+
+def plain(text: str) -> str:
+    """Text without what would drive a terminal."""
+    return "".join(char if char.isprintable() or char == "\t" else "?" for char in text)
 
 
 def _clock(seconds: Optional[float]) -> str:
