@@ -356,11 +356,12 @@ class _Cell:
             print()
             self._open_line = False
 
-    def _progress(self) -> None:
+    def _progress(self, running: bool = False) -> None:
         """Let the progress line say how it is with the job."""
         if self._over:
             return
-        head = display.RUNNING if self.job.running() or self.job.done() else display.waiting(self.job)
+        running = running or self.job.running() or self.job.done()
+        head = display.RUNNING if running else display.waiting(self.job)
         if head != display.RUNNING and time.monotonic() - self._begun < _PATIENCE:
             return
         if head != self._head and self._line and head.startswith(self._line):
@@ -375,7 +376,7 @@ class _Cell:
 
     def _finish_progress(self) -> None:
         """The job writes, or has ended: from here on there is no progress line."""
-        self._progress()
+        self._progress(running=True)
         self._end_line()
         self._over = True
 
