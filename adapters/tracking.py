@@ -81,7 +81,8 @@ class Pace:
     ended: float = 0.03  # first question after an end record: the controller knows a moment later
     ended_most: float = 2.0
     forgotten: float = 1.0  # before a "not found" is believed, twice
-    unanswered: float = 5.0
+    unanswered: float = 5.0  # before a scheduler that did not answer is asked again
+    unanswered_most: float = 15.0
 
 
 class Deliver(Protocol):
@@ -348,7 +349,7 @@ class Tracker:
             entry.asked = False
             if entry.details.unanswered_since is None:
                 entry.details = replace(entry.details, unanswered_since=time.time())
-            self._ask_again(entry, self.pace.unanswered, self.pace.queued_most)
+            self._ask_again(entry, self.pace.unanswered, self.pace.unanswered_most)
         self._tell(entry)
 
     def _take_answer(self, entry: _Entry, report: Optional[Report]) -> None:
