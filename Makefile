@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 WLM ?= local
-SOURCES := $(shell git ls-files -co --exclude-standard -- adapters execute_batch_scheduler 2>/dev/null) setup.py pyproject.toml README.md
+SOURCES := $(shell git ls-files -co --exclude-standard -- adapters execute_batch_scheduler execute_cell.py build_tools 2>/dev/null) setup.py pyproject.toml README.md
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
 .PHONY: help demo test quick lint types unit services clean

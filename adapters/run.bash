@@ -41,23 +41,48 @@ hand_on() {
 }
 for signal in $signals; do trap "hand_on $signal" "$signal"; done
 
+# A prologue stands in `environment` and runs in the shell that becomes the script. Where one of its commands fails, as
+# `set -e` counts it but not inside of functions (module, conda), the script is not run. The exit code is never 0 then.
+import_functions() { # those that were exported to us, which -p has left alone
+  local name text
+  while IFS='=' read -r -d '' name text; do
+    case $name in BASH_FUNC_*%%) name=${name#BASH_FUNC_} && eval "${name%??} $text" ;; esac
+  done <"/proc/$$/environ"
+}
+begin_prologue() {
+  prologue_begun=yes prologue_failed=''
+  trap 'code=$? prologue_line=$LINENO
+    mapfile -t -s $((prologue_line - 1)) -n 1 prologue_failed <"${BASH_SOURCE[0]}" # BASH_COMMAND is inside of a function
+    exit $code' ERR
+  trap 'code=$?
+    echo "the prologue ended with exit code $code${prologue_failed:+ at: $prologue_failed}; the script was not run" >&2
+    exit $((code ? code : 1))' EXIT
+}
+
 out=$(readlink "/proc/$$/fd/1") err=$(readlink "/proc/$$/fd/2")
+{ read -r out_from; read -r err_from; } < <(stat -L -c %s "/proc/$$/fd/1" "/proc/$$/fd/2") # where they are appended to
 exec 4>&1 5<&0 3< <(
   trap '' $signals
+  trap 'ending=$(LC_ALL=C jobs -l)' CHLD # before there is a child: it may end at once
   (
     trap - $signals
     SHLVL=$((SHLVL - 1))
     [ -z "$posix" ] || export "POSIXLY_CORRECT$posix"
-    [ ! -s "$here/environment" ] || . "$here/environment"
-    echo "$BASHPID"
+    echo "$BASHPID" # before the prologue, which may take long and can be signalled too
+    if [ -s "$here/environment" ]; then
+      prologue_begun=''
+      . "$here/environment" >&4 </dev/null
+      code=$?
+      [ -z "$prologue_begun" ] || [ "$code" = 0 ] || exit "$code" # it ended by `return`, or cannot be parsed
+      trap - ERR EXIT
+    fi
     shopt -s execfail
-    exec "$here/script" "$@" <&5 >&4 4>&- 5<&-
+    exec "${BASH_SOURCE[0]%/*}/script" "$@" <&5 >&4 4>&- 5<&- # not $here: the prologue may have one too
     code=$?
-    read -r line <"$here/script"
+    read -r line <"${BASH_SOURCE[0]%/*}/script"
     echo "the script could not be run by ${line#\#!}" >&2
     exit $code
   ) &
-  trap 'ending=$(LC_ALL=C jobs -l)' CHLD
   exec 4>&- 5<&- </dev/null 2>/dev/null
   wait $!
   code=$?
@@ -71,7 +96,8 @@ exec 4>&- 5<&- </dev/null >/dev/null 2>&1
 umask 077
 breathe # after the script: schedulers signal the youngest first
 read -r _ _ _ _ _ session _ <"/proc/$$/stat"
-note started "id=${SLURM_JOB_ID:-$session}" "node=${SLURMD_NODENAME:-$HOSTNAME}" "stdout=$out" "stderr=$err"
+note started "id=${SLURM_JOB_ID:-$session}" "node=${SLURMD_NODENAME:-$HOSTNAME}" "stdout=$out" "stderr=$err" \
+  "stdout_from=$out_from" "stderr_from=$err_from"
 watching=yes
 for signal in ${told//,/ }; do kill -s "$signal" "$script"; done # those that came before the script could
 

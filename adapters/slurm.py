@@ -16,7 +16,7 @@ from signal import strsignal
 from subprocess import CalledProcessError
 from typing import IO, Optional
 
-from execute_batch_scheduler.adapters.jobdir import Record
+from execute_batch_scheduler.adapters.jobdir import JobDir, Record
 from execute_batch_scheduler.adapters.tracking import Details, OutcomeUnknown, Report, Tracker
 from execute_batch_scheduler.adapters.transport import Local, Result, Transport, TransportError
 
@@ -25,6 +25,9 @@ from psij.executors.batch.slurm import SlurmExecutorConfig, SlurmJobExecutor
 
 NATIVE_ARGUMENTS = "native_arguments"
 """The custom attribute that holds words for sbatch which are not an option with a value: ``["--hold"]``."""
+
+DIRECTIVES = "directives"
+"""The custom attribute that holds lines for the head of the submit file: ``["#PBS -l walltime=1:00"]``."""
 
 # https://slurm.schedmd.com/job_state_codes.html; COMPLETING and what follows are flags that hide the state.
 STATES = {
@@ -72,6 +75,7 @@ REASONS = {
     "NodeDown": "a node it needs is down",
     "NodeFailure": "its node failed",
     "OutOfMemory": "it used more memory than it had asked for",
+    "PartitionConfig": "no set of the partition's nodes can satisfy what was asked for",
     "PartitionDown": "the partition is down",
     "PartitionInactive": "the partition is inactive",
     "PartitionNodeLimit": "it asks for more nodes than the partition allows or has up",
@@ -90,16 +94,19 @@ REASONS = {
 _OUTCOME_UNKNOWN = re.compile(r"timed out|gave no answer|Zero Bytes|Unexpected message|I/O error|was killed: status")
 _LOOKS = (0.3, 1, 3, 8)  # seconds before each look for a job that sbatch did not tell of
 _LAST_SIGNAL = 31  # above are Slurm's own marks: 53 for a failed launch, 125 for a memory kill
+_SKEW = 300.0  # seconds by which the clocks of Slurm and of this machine may differ
 _SUBMIT_TIMEOUT = 120.0  # a stalled controller: sbatch itself gives up after MessageTimeout, by default 10 s, tries
 _QUESTION_TIMEOUT = 30.0
 # Of these the commands of Slurm take their behaviour or their output's form, https://slurm.schedmd.com/squeue.html
 _QUESTION_VARIABLES = re.compile(r"S(QUEUE|CONTROL|ACCT|CANCEL|INFO)_|SLURM_(TIME_FORMAT|CLUSTERS|BITSTR_LEN)$")
 # What belongs to the process that submits and must not reach the job: an allocation or MPI world around the kernel,
-# the kernel itself, a hub, the terminal. SBATCH_WAIT would block, SBATCH_ARRAY_INX make many jobs of one.
+# the kernel itself, a hub, the terminal. SBATCH_WAIT would block, SBATCH_ARRAY_INX make many jobs of one. Outside of an
+# allocation a SLURM_ variable is the user's or the site's (SLURM_MPI_TYPE ...), and travels as by sbatch.
 _LOCAL_VARIABLES = re.compile(
-    r"(SLURM|SRUN|PMI|PMIX|JPY|JUPYTERHUB|IPYTHON|OAR|PBS)_|PMI\w*$|SLURMD_|MPLBACKEND$|CLICOLOR(_FORCE)?$|FORCE_COLOR$"
-    r"|PAGER$|GIT_PAGER$|SBATCH_WAIT$|JPY_"
+    r"(SLURM_JOB|PMI|PMIX|JPY|JUPYTERHUB|IPYTHON|OAR|PBS)_|PMI\w*$|MPLBACKEND$|CLICOLOR(_FORCE)?$|FORCE_COLOR$"
+    r"|PAGER$|GIT_PAGER$|SBATCH_(WAIT|ARRAY_INX)$"
 )
+_ALLOCATION_VARIABLES = re.compile(r"(SLURM|SLURMD|SRUN)_")
 _CLIENT_VARIABLES = {"SLURM_CONF", "SLURM_CLUSTERS", "SLURM_HINT", "SLURM_UMASK", "SLURM_JWT"}
 
 # scontrol separates its words by spaces that values may hold too: each is looked for at the head of its own line, and
@@ -109,10 +116,21 @@ _SHOWN_STATE = re.compile(
 )
 _SHOWN_END = re.compile(r"^ +Requeue=\d+ Restarts=(\d+) .*\bExitCode=(\d+):(\d+)", re.MULTILINE)
 _SHOWN_TIMES = re.compile(r"^ +StartTime=(\S+) EndTime=(\S+)", re.MULTILINE)
+_SHOWN_SUBMIT = re.compile(r"^ +SubmitTime=(\S+)", re.MULTILINE)
+_SHOWN_COMMAND = re.compile(r"^ +Command=(.*?) *$", re.MULTILINE)
 _SHOWN_NODES = re.compile(r"^ +NodeList=(\S+)", re.MULTILINE)
-_QUEUE_COLUMNS = {"JobID": 24, "State": 24, "exit_code": 12, "RestartCnt": 12, "StartTime": 24, "NodeList": 256}
+_QUEUE_COLUMNS = {
+    "JobID": 24,
+    "State": 24,
+    "exit_code": 12,
+    "RestartCnt": 12,
+    "StartTime": 24,
+    "SubmitTime": 24,
+    "NodeList": 256,
+    "Command": 1024,
+}
 _QUEUE_FORMAT = ",".join(f"{name}:{width}" for name, width in _QUEUE_COLUMNS.items()) + ",Reason:512"
-_ACCOUNT_FORMAT = "JobIDRaw,State,ExitCode,Start,End,NodeList"
+_ACCOUNT_FORMAT = "JobIDRaw,State,ExitCode,Submit,Start,End,NodeList"
 
 
 def submit_arguments(spec: JobSpec) -> list[str]:
@@ -156,13 +174,15 @@ def submit_arguments(spec: JobSpec) -> list[str]:
 
 
 def submit_script(spec: JobSpec) -> str:
-    """The script that sbatch gets: the specification's environment and command."""
+    """The script that sbatch gets: the specification's directives, environment and command."""
     command = [spec.executable or "", *(spec.arguments or [])]
     lines = [f"export {name}={shlex.quote(value)}" for name, value in (spec.environment or {}).items()]
     for hook in (spec.pre_launch, spec.post_launch):
         if hook is not None:
             raise SubmitException("tracked-slurm runs one command: put pre_launch and post_launch into the script")
-    return "\n".join(["#!/bin/bash -p", *lines, f"exec {shlex.join(command)}", ""])
+    directives = spec.attributes.get_custom_attribute(DIRECTIVES) if spec.attributes is not None else None
+    head = [str(line) for line in directives] if isinstance(directives, (list, tuple)) else []
+    return "\n".join(["#!/bin/bash -p", *head, *lines, f"exec {shlex.join(command)}", ""])
 
 
 def literal_filename(path: str) -> str:
@@ -186,10 +206,12 @@ def job_id(out: str) -> Optional[str]:
 
 def submit_environment(environment: Mapping[str, str]) -> dict[str, str]:
     """What sbatch may see, and with it the job."""
+    inside = "SLURM_JOB_ID" in environment
     return {
         name: value
         for name, value in environment.items()
-        if name in _CLIENT_VARIABLES or not _LOCAL_VARIABLES.match(name)
+        if name in _CLIENT_VARIABLES
+        or not (_LOCAL_VARIABLES.match(name) or (inside and _ALLOCATION_VARIABLES.match(name)))
     }
 
 
@@ -205,6 +227,7 @@ def parse_show_job(out: str) -> Optional[Report]:
         return None
     state, reason = shown.groups()
     end, times, nodes = (pattern.search(out) for pattern in (_SHOWN_END, _SHOWN_TIMES, _SHOWN_NODES))
+    submit, command = _SHOWN_SUBMIT.search(out), _SHOWN_COMMAND.search(out)
     restarts, code, signal = (int(number) for number in end.groups()) if end else (0, 0, 0)
     start, ended = (_time(text) for text in times.groups()) if times else (None, None)
     queued = STATES.get(state) is JobState.QUEUED
@@ -219,6 +242,8 @@ def parse_show_job(out: str) -> Optional[Report]:
         attempt=restarts,
         started=start if ran and not queued else None,
         ended=ended,
+        submitted=_time(submit[1]) if submit else None,
+        command=command[1] if command else None,
     )
 
 
@@ -244,6 +269,8 @@ def parse_queue(out: str) -> dict[str, Report]:
             nodes=fields["NodeList"] or None,
             attempt=int(fields["RestartCnt"]) if fields["RestartCnt"].isdigit() else 0,
             started=None if queued else start,
+            submitted=_time(fields["SubmitTime"]),
+            command=fields["Command"] or None,
         )
     return reports
 
@@ -255,7 +282,7 @@ def parse_accounting(out: str) -> dict[str, Report]:
         fields = line.split("|")
         if len(fields) != len(_ACCOUNT_FORMAT.split(",")):
             continue
-        number, words, code, start, end, nodes = fields
+        number, words, code, submitted, start, end, nodes = fields
         state, *by = words.split() or [""]  # "CANCELLED by 1000"
         exit_code, signal = (int(part) if part.isdigit() else 0 for part in (code.partition(":")[::2]))
         report = Report(
@@ -267,10 +294,26 @@ def parse_accounting(out: str) -> dict[str, Report]:
             nodes=nodes if nodes != "None assigned" else None,
             started=_time(start),
             ended=_time(end),
+            submitted=_time(submitted),
         )
         if report.final:
             reports[number] = report
     return reports
+
+
+def is_same(report: Report, job: Job) -> bool:
+    """Whether an answer is about the job, and not about another one that had or has got its number."""
+    directory = JobDir.of(job.spec)
+    if directory is None:
+        return True
+    if report.command and report.command.startswith("/"):
+        return directory.path in report.command
+    return report.submitted is None or report.submitted > directory.created - _SKEW
+
+
+def _mark(job: Job) -> str:
+    directory = JobDir.of(job.spec)
+    return directory.path if directory else f"{job.id}.job"
 
 
 def reason_in_words(reason: str, state: str, signal: int = 0) -> Optional[str]:
@@ -339,7 +382,11 @@ class TrackedSlurmExecutor(SlurmJobExecutor):
     def get_submit_command(self, job: Job, submit_file_path: Path) -> list[str]:
         """See PSI/J."""
         assert job.spec is not None
-        return ["sbatch", "--parsable", *submit_arguments(job.spec), str(submit_file_path.absolute())]
+        directory = JobDir.of(job.spec)
+        # The script has no use for the job directory as its argument; Slurm's record of the command has: it is the mark
+        # by which a job is found again, and known from another one of the same number.
+        mark = [directory.path] if directory else []
+        return ["sbatch", "--parsable", *submit_arguments(job.spec), str(submit_file_path.absolute()), *mark]
 
     def job_id_from_submit_output(self, out: str) -> str:
         """See PSI/J."""
@@ -368,7 +415,7 @@ class TrackedSlurmExecutor(SlurmJobExecutor):
         self.work_directory.chmod(0o700)
 
     def _start_queue_poll_thread(self) -> Tracker:  # type: ignore[override]
-        self.tracker = Tracker(self.name, self.transport, self.ask, self._set_job_status)
+        self.tracker = Tracker(self.name, self.transport, self.ask, self._set_job_status, queued="PENDING")
         return self.tracker
 
     def _run_command(self, cmd: list[str]) -> str:
@@ -408,7 +455,7 @@ class TrackedSlurmExecutor(SlurmJobExecutor):
         return stdout, None if stderr == stdout else stderr
 
     def look_up(self, jobs: Sequence[Job], since: float) -> dict[str, str]:
-        """Slurm's ids of jobs whose submission was not answered, by PSI/J id: found by the submit file's name.
+        """Slurm's ids of jobs whose submission was not answered, by PSI/J id: found by the command.
 
         Parameters
         ----------
@@ -419,12 +466,12 @@ class TrackedSlurmExecutor(SlurmJobExecutor):
         if result.exit_code != 0:
             raise TransportError(str(result))
         lines = result.stdout.splitlines()
-        found = {job.id: line.partition("|")[0] for job in jobs for line in lines if f"{job.id}.job" in line}
+        found = {job.id: line.partition("|")[0] for job in jobs for line in lines if _mark(job) in line}
         if len(found) < len(jobs) and self._accounting:
             start = time.strftime("%Y-%m-%dT%H:%M:%S", time.localtime(since - 60))
             result = self._run(["sacct", "-n", "-P", "-X", "-S", start, "-o", "JobIDRaw,SubmitLine"])
             lines = result.stdout.splitlines() if result.exit_code == 0 else []
-            told = {job.id: line.partition("|")[0] for job in jobs for line in lines if f"{job.id}.job" in line}
+            told = {job.id: line.partition("|")[0] for job in jobs for line in lines if _mark(job) in line}
             found = {**told, **found}
         return found
 
@@ -471,7 +518,9 @@ class TrackedSlurmExecutor(SlurmJobExecutor):
         forgotten = [number for number in numbers if number not in reports]
         if forgotten and self._accounting:
             reports.update(self._ask_accounting(forgotten))
-        return {key: reports[number] for number, key in numbers.items() if number in reports}
+        asked = {job.native_id: job for job in jobs}
+        same = {number for number in numbers if number in reports and is_same(reports[number], asked[number])}
+        return {key: reports[number] for number, key in numbers.items() if number in same}
 
     def _ask_controller(self, numbers: list[str]) -> dict[str, Report]:
         result = self._run(self.get_status_command(numbers))

@@ -384,9 +384,9 @@ class Tracker:
         elif report.state is JobState.QUEUED:
             waited = time.monotonic() - entry.born
             self._ask_in(entry, min(self.pace.queued_most, max(self.pace.queued, waited / 2)))
-        elif attempt and not attempt.told:
+        elif attempt and not (attempt.told or entry.record.cancelled or report.native_state == "COMPLETING"):
             self._ask_in(entry, self.pace.running)
-        else:  # told to stop, or running without a sign of it
+        else:  # told to stop, or killed before it could put that down, or running without a sign of it
             self._ask_again(entry, self.pace.forgotten, self.pace.running)
 
     def _ask_in(self, entry: _Entry, seconds: float) -> None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Optional
 
 from execute_batch_scheduler.errors import BadUsage
@@ -17,49 +17,55 @@ REQUIRED, OPTIONAL, NONE = "=", "?", "-"
 
 @dataclass(frozen=True)
 class Option:
-    """One option: its long name, whether it takes a value, its letter, the variable that sets it, its group.
+    """One option: its long name, whether it takes a value, its letter, the variables that set it, its group.
 
-    Of the options of one group only the last one said counts.
+    Where one of a group is said, what weaker sources say of the others does not count.
     """
 
     name: str
     value: str
     letter: str = ""
-    variable: str = ""
+    variables: tuple[str, ...] = ()
     group: str = ""
 
 
 @dataclass(frozen=True)
 class Flag:
-    """An option as somebody said it. `option` is None where it is not in the table; `word` is how it was typed."""
+    """An option as somebody said it.
+
+    `option` is None where it is not in the table; `word` is how it was typed; `weak` is what a directive or a default
+    said.
+    """
 
     name: str
     value: Optional[str]
     word: str
     option: Optional[Option] = None
+    weak: bool = False
 
 
-# name, value (= required, ? optional, - none), letter, SBATCH_ variable; "." for none. Groups stand below.
+# name, value (= required, ? optional, - none), letter, variables without SBATCH_; "." for none. Groups stand below.
 _TABLE = """
 account = A ACCOUNT
 acctg-freq = . ACCTG_FREQ
 array = a ARRAY_INX
 batch = . BATCH
-bb = . .
+bb = . BURST_BUFFER
 bbf = . .
 begin = b .
 chdir = D .
 cluster-constraint = . .
-clusters = M CLUSTERS
+clusters = M CLUSTERS,SLURM_CLUSTERS
 comment = . .
 constraint = C CONSTRAINT
 consolidate-segments - . .
 container = . CONTAINER
 container-id = . CONTAINER_ID
+context = . .
 contiguous - . .
 core-spec = S CORE_SPEC
 cores-per-socket = . .
-cpu-freq = . .
+cpu-freq = . CPU_FREQ_REQ
 cpus-per-gpu = . CPUS_PER_GPU
 cpus-per-task = c .
 deadline = . .
@@ -84,7 +90,7 @@ gpus-per-task = . GPUS_PER_TASK
 gres = . GRES
 gres-flags = . GRES_FLAGS
 help - h .
-hint = . HINT
+hint = . HINT,SLURM_HINT
 hold - H .
 ignore-pbs - . IGNORE_PBS
 input = i INPUT
@@ -147,7 +153,7 @@ tres-per-task = . TRES_PER_TASK
 uid = . .
 usage - . .
 use-min-nodes - . USE_MIN_NODES
-verbose - v .
+verbose - v DEBUG
 version - V .
 wait - W WAIT
 wait-all-nodes = . WAIT_ALL_NODES
@@ -160,26 +166,21 @@ _GROUPS = (
     {"exclusive", "oversubscribe"},
     {"core-spec", "thread-spec"},
 )
-# Other spellings that sbatch takes.
-_SYNONYMS = {
-    "workdir": "chdir",
-    "cluster": "clusters",
-    "tasks": "ntasks",
-    "tasks-per-node": "ntasks-per-node",
-    "ntasks-per-tres": "ntasks-per-gpu",
-    "share": "oversubscribe",
-    "user-env": "get-user-env",
-}
+# sbatch refuses these together, and of these what a script says counts before what a variable says of another.
+_MEMORY = "mem|mem-per-cpu|mem-per-gpu"
+_ADDED_UP = "mail-type"  # whoever says it
+# Other spellings that sbatch takes, and those that it took once.
+_SYNONYMS = {"cluster": "clusters", "tasks-per-node": "ntasks-per-node", "ntasks-per-tres": "ntasks-per-gpu"}
+_FORMER = {"workdir": "chdir", "share": "oversubscribe"}
 
 
 def _options() -> dict[str, Option]:
     options = {}
     for line in _TABLE.split("\n")[1:-1]:
-        name, value, letter, variable = line.split()
-        group = next((min(names) for names in _GROUPS if name in names), name)
-        options[name] = Option(
-            name, value, letter.replace(".", ""), "" if variable == "." else f"SBATCH_{variable}", group
-        )
+        name, value, letter, names = line.split()
+        group = next(("|".join(sorted(names)) for names in _GROUPS if name in names), name)
+        variables = tuple(f"SBATCH_{key}".replace("SBATCH_SLURM_", "SLURM_") for key in names.split(",") if key != ".")
+        options[name] = Option(name, value, letter.replace(".", ""), variables, group)
     return options
 
 
@@ -207,8 +208,12 @@ def parse(words: Sequence[str], options: Mapping[str, Option] = SBATCH) -> list[
         elif word.startswith("-") and len(word) > 1 and not word.startswith("--"):
             flags += _short(word, rest, letters)
         else:
-            hint = "; the parts of a heterogeneous job are not supported" if word == ":" else ""
-            raise BadUsage(f"{word!r} belongs to no option{hint}. Values with spaces need quotes")
+            hint = "Values with spaces need quotes"
+            if word == ":":
+                hint = "The parts of a heterogeneous job are not supported"
+            elif word.startswith("#"):
+                hint = "Comments belong into the script"
+            raise BadUsage(f"{word!r} belongs to no option. {hint}")
     return flags
 
 
@@ -256,35 +261,62 @@ def _short(word: str, rest: list[str], letters: Mapping[str, Option]) -> list[Fl
 
 def find(name: str, options: Mapping[str, Option] = SBATCH) -> Optional[Option]:
     """The option of a name, of another spelling of it, or the only one of sbatch's whose name begins so."""
-    name = _SYNONYMS.get(name, name) if name not in options else name
     if name in options:
         return options[name]
-    begun = [option for key, option in SBATCH.items() if key.startswith(name)] if name else []
-    return begun[0] if len(begun) == 1 else None
+    if name in _SYNONYMS:
+        return SBATCH[_SYNONYMS[name]]
+    names = {**{key: key for key in SBATCH}, **_SYNONYMS}
+    begun = {option for key, option in names.items() if key.startswith(name)} if name else set()
+    return SBATCH[begun.pop()] if len(begun) == 1 else None
+
+
+def in_environment(environment: Mapping[str, str]) -> list[Option]:
+    """The options that sbatch takes from the environment."""
+    return [option for option in SBATCH.values() if any(name in environment for name in option.variables)]
 
 
 def suggest(name: str, options: Iterable[str] = SBATCH) -> str:
     """A hint for a name that is not known; empty if nothing is near."""
-    near = difflib.get_close_matches(name, list(options), n=2)
+    near = [_FORMER[name]] if name in _FORMER else difflib.get_close_matches(name, list(options), n=2)
     return f"did you mean {' or '.join('--' + key for key in near)}?" if near else ""
 
 
 def last_said(flags: Sequence[Flag]) -> list[Flag]:
-    """Of each option, and of each group, the last one said; sbatch's own rule."""
+    """Of each option, and of the options that set the same thing, the last one said; sbatch's own rule."""
     kept: dict[str, Flag] = {}
     for flag in flags:
         key = flag.option.group if flag.option else flag.word
-        kept.pop(key, None)
-        kept[key] = flag
+        if key == _MEMORY:
+            key = flag.name
+        before = kept.pop(key, None)
+        kept[key] = _added(before, flag) if before and key == _ADDED_UP else flag
     return list(kept.values())
 
 
-def merge(line: Sequence[Flag], directives: Sequence[Flag], environment: Mapping[str, str]) -> list[Flag]:
+def _added(first: Flag, second: Flag) -> Flag:
+    values = [value for value in (first.value, second.value) if value and value.upper() != "NONE"] or ["NONE"]
+    value = ",".join(values)
+    return replace(second, value=value, word=f"--{second.name}={value}")
+
+
+def merge(
+    line: Sequence[Flag],
+    directives: Sequence[Flag],
+    environment: Mapping[str, str],
+    defaults: Sequence[Flag] = (),
+) -> list[Flag]:
     """Sbatch's precedence: the line, then ``SBATCH_*`` in the environment, which sbatch reads itself, then directives.
 
-    A directive goes where the line or the environment speaks of the same thing.
+    A directive goes where the line or the environment speaks of the same thing; a default, where any of them does.
     """
+    variables = in_environment(environment)
     spoken = {flag.option.group for flag in line if flag.option}
-    spoken |= {option.group for option in SBATCH.values() if option.variable and option.variable in environment}
-    weak = [flag for flag in last_said(directives) if not (flag.option and flag.option.group in spoken)]
-    return [*weak, *last_said(line)]
+    added = [flag for flag in directives if flag.name == _ADDED_UP and flag.name in spoken]
+    spoken |= {option.name if option.group == _MEMORY else option.group for option in variables}
+    weak = [flag for flag in last_said(directives) if not (flag.option and spoken & {flag.option.group, flag.name})]
+    spoken |= {flag.option.group for flag in directives if flag.option} | {option.group for option in variables}
+    spoken |= {flag.name for flag in (*line, *directives) if not flag.option}
+    if "output" in spoken:
+        spoken.add("error")  # --output alone takes both streams, and a default is not to part them
+    weakest = [flag for flag in last_said(defaults) if (flag.option.group if flag.option else flag.name) not in spoken]
+    return [*(replace(flag, weak=True) for flag in (*weakest, *weak)), *last_said([*added, *line])]

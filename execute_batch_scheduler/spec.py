@@ -15,9 +15,10 @@ from types import MappingProxyType
 from typing import Optional
 
 from execute_batch_scheduler.adapters.jobdir import JobDir
-from execute_batch_scheduler.adapters.slurm import NATIVE_ARGUMENTS
+from execute_batch_scheduler.adapters.slurm import DIRECTIVES, NATIVE_ARGUMENTS, literal_filename
+from execute_batch_scheduler.directives import line_of
 from execute_batch_scheduler.errors import BadUsage
-from execute_batch_scheduler.flags import SBATCH, Flag
+from execute_batch_scheduler.flags import Flag, in_environment
 
 from psij import InvalidJobException, JobAttributes, JobSpec, ResourceSpecV1
 
@@ -30,6 +31,7 @@ _COUNTS = {
 }
 _ATTRIBUTES = {"partition": "queue_name", "account": "account", "reservation": "reservation_id"}
 _TIME = re.compile(r"(?:(?P<days>\d+)-(?P<dh>\d+)(?::(?P<dm>\d+)(?::(?P<ds>\d+))?)?|(?P<clock>\d+(?::\d+){0,2}))")
+_LONGEST_TIME = 12  # longer ones may be more than a timedelta holds
 
 ANSWERS = {
     "array": "job arrays are not supported yet; submit one job per index, or run sbatch --array in a terminal",
@@ -55,6 +57,7 @@ def make_spec(
     name: Optional[str] = None,
     native: Sequence[str] = (),
     environment: Mapping[str, str] = MappingProxyType({}),
+    foreign: Sequence[str] = (),
 ) -> JobSpec:
     """The specification of a job that runs our wrapper.
 
@@ -70,6 +73,9 @@ def make_spec(
         Words for the scheduler's submit command as they are.
     environment
         Where a ``SBATCH_*`` variable speaks, no default of ours does.
+    foreign
+        Directives in another scheduler's language that sbatch reads too. They count before its own directives, so
+        that all that is weaker than they must stand with them: only sbatch knows what they say.
 
     Raises
     ------
@@ -81,16 +87,27 @@ def make_spec(
     attributes.duration = None  # type: ignore[assignment]  # the constructor forces 10 minutes on everybody
     spec = JobSpec(executable, arguments, resources=ResourceSpecV1(), attributes=attributes)
     words: list[str] = []
+    head: list[str] = []
     for flag in flags:
         if flag.name in ANSWERS and flag.option:
             raise BadUsage(f"--{flag.name} makes no sense in a cell: {ANSWERS[flag.name]}")
-        if flag.name in HONOURED or _fill_field(spec, flag):
+        if flag.name in HONOURED:
+            continue
+        if foreign and flag.weak:
+            head.append(line_of(flag.word))
+            continue
+        if _fill_field(spec, flag):
             continue
         if flag.option is None or flag.value is None:
             words.append(flag.word)
         else:
             attributes.set_custom_attribute(f"slurm.{flag.name}", flag.value)
-    said = {flag.name for flag in flags} | {option.name for option in SBATCH.values() if option.variable in environment}
+    said = {flag.name for flag in flags} | {option.name for option in in_environment(environment)}
+    if foreign:
+        defaults = [f"--job-name={name}"] if name else []
+        defaults.append(f"--output={literal_filename(directory.stdout)}")
+        attributes.set_custom_attribute(DIRECTIVES, [*map(line_of, defaults), *head, *foreign])
+        said |= {"job-name", "output"}
     if "job-name" not in said:
         spec.name = name
     if "output" not in said:
@@ -126,7 +143,7 @@ def _fill_field(spec: JobSpec, flag: Flag) -> bool:
     if name in _ATTRIBUTES and value:
         setattr(attributes, _ATTRIBUTES[name], value)
         return True
-    if name == "job-name" and value:
+    if name == "job-name" and value and value != spec.executable:  # PSI/J's way of saying that there is no name
         spec.name = value
         return True
     if name == "chdir" and value and str(Path(value)) == value:
@@ -141,7 +158,7 @@ def _fill_field(spec: JobSpec, flag: Flag) -> bool:
 def parse_time(text: str) -> Optional[timedelta]:
     """Sbatch's minutes, m:s, h:m:s, d-h, d-h:m, d-h:m:s; None for what a duration cannot say (UNLIMITED, 0)."""
     match = _TIME.fullmatch(text)
-    if not match:
+    if not match or len(text) > _LONGEST_TIME:
         return None
     if match["clock"] is None:
         parts = [int(match[name] or 0) for name in ("days", "dh", "dm", "ds")]

@@ -17,6 +17,8 @@ _HOME = tempfile.TemporaryDirectory(prefix="home-")
 os.environ["HOME"] = _HOME.name  # before PSI/J is imported: it remembers the home directory
 for _name in [name for name in os.environ if name.startswith(("SLURM_", "SBATCH_", "SQUEUE_", "EXECUTE_"))]:
     del os.environ[_name]
+os.environ.pop("XDG_CONFIG_HOME", None)
+os.environ["EXECUTE_SITE_CONFIG"] = os.devnull  # this machine's own settings are no part of the tests
 
 from tests.services import slurm as slurm_service  # noqa: E402
 
@@ -66,3 +68,11 @@ def job_root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     root = tmp_path / "root"
     monkeypatch.setenv("EXECUTE_JOB_DIRECTORY", str(root))
     return root
+
+
+@pytest.fixture(autouse=True)
+def no_login_shell(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where a test's PATH has no scheduler, there is none: what this machine's login shells find does not count."""
+    from execute_batch_scheduler import backend
+
+    monkeypatch.setattr(backend, "_login_sbatch", lambda: None)

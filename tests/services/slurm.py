@@ -1,6 +1,7 @@
 """A real Slurm on this machine: private directory, loopback only, as the current user, no system service touched.
 
-Four nodes of 4 CPUs, 4000 MB and 2 GPUs each, all this host. With accounting, slurmdbd and mariadb run beside it.
+Four nodes of 4 CPUs, 4000 MB and 2 GPUs each, all this host, unless a test wants others. With accounting, slurmdbd and
+mariadb run beside it.
 """
 
 from __future__ import annotations
@@ -67,6 +68,7 @@ PartitionName=DEFAULT State=UP MaxTime=INFINITE DefaultTime=10 OverSubscribe=NO
 {nodes}
 PartitionName=normal Nodes=sn[1-4] Default=YES
 PartitionName=short Nodes=sn[1-4] MaxTime=30
+{more}
 {accounting}
 """
 _ACCOUNTING = """
@@ -125,7 +127,15 @@ class Slurm:
         self.environment = {"SLURM_CONF": str(base / "etc" / "slurm.conf")}
         self._ports = free_ports(3 + len(_NODES))
         self._sql: Optional[subprocess.Popen[bytes]] = None
-        self._settings = {"kill_wait": 3, "min_job_age": 300, "slurmd_timeout": 60, **settings}
+        self._settings = {
+            "kill_wait": 3,
+            "min_job_age": 300,
+            "slurmd_timeout": 60,
+            "node": "CPUs=4 RealMemory=4000",
+            "gpus": 2,
+            "more": "",
+            **settings,
+        }
 
     def run(self, *command: str, check: bool = True) -> str:
         """Run one of its commands; its standard output."""
@@ -160,8 +170,8 @@ class Slurm:
             "dbd_port": dbd_port,
             "sql_port": sql_port,
             "nodes": "\n".join(
-                f"NodeName={node} NodeHostname={host} NodeAddr=127.0.0.1 Port={node_port} CPUs=4 RealMemory=4000 "
-                "Gres=gpu:2 State=UNKNOWN"
+                f"NodeName={node} NodeHostname={host} NodeAddr=127.0.0.1 Port={node_port} {self._settings['node']} "
+                f"Gres=gpu:{self._settings['gpus']} State=UNKNOWN"
                 for node, node_port in zip(_NODES, node_ports)
             ),
             **self._settings,
@@ -171,7 +181,8 @@ class Slurm:
         (etc / "slurm.conf").write_text(_CONF.format(**values))
         (etc / "plugstack.conf").write_text("")
         (etc / "cgroup.conf").write_text("CgroupAutomount=no\nConstrainCores=no\nConstrainRAMSpace=no\n")
-        (etc / "gres.conf").write_text("".join(f"NodeName={node} Name=gpu File=/dev/tty[1-2]\n" for node in _NODES))
+        files = f"Name=gpu File=/dev/tty[1-{self._settings['gpus']}]"
+        (etc / "gres.conf").write_text("".join(f"NodeName={node} {files}\n" for node in _NODES))
         if self.accounting:
             (etc / "slurmdbd.conf").write_text(_DBD_CONF.format(**values))
             (etc / "slurmdbd.conf").chmod(0o600)

@@ -4,7 +4,6 @@ import pytest
 
 from execute_batch_scheduler import directives
 from execute_batch_scheduler.errors import BadUsage
-from execute_batch_scheduler.flags import parse
 
 SHEBANG = "#!/bin/bash\n"
 
@@ -28,7 +27,10 @@ SHEBANG = "#!/bin/bash\n"
         ("#SBATCH --comment='say \"hi\"'", ['--comment=say "hi"']),
         ('#SBATCH --comment="it\'s"', ["--comment=it's"]),
         ("#SBATCH --comment=a'b c'\"d e\"f", ["--comment=ab cd ef"]),
-        ("#SBATCH -J ''", ["-J", ""]),
+        ("#SBATCH -J '' -n2", ["-J"]),  # a word of nothing but quotes ends the line
+        ("#SBATCH --comment='' -n2", ["--comment=", "-n2"]),
+        ("#SLURM -n8", ["-n8"]),
+        ("#SBATCH -n8 \\", ["-n8"]),
         ("#SBATCH -D $HOME", ["-D", "$HOME"]),
         ("##SBATCH -n8", []),
         ("# SBATCH -n8", []),
@@ -59,9 +61,23 @@ def test_comments_and_blank_lines_do_not_matter_and_the_first_other_line_ends_th
     assert directives.read(script) == ["-n8"]
 
 
-def test_a_backslash_does_not_join_words():
-    with pytest.raises(BadUsage, match="'b' belongs to no option"):
-        parse(directives.read(f"{SHEBANG}#SBATCH -J a\\ b\n"))
+def test_a_backslash_joins_words_as_newer_releases_read_it():
+    assert directives.read(f"{SHEBANG}#SBATCH -J a\\ b\\\tc\n") == ["-J", "a b", "c"]
+
+
+def test_a_colon_parts_no_heterogeneous_job_here():
+    with pytest.raises(BadUsage, match="a colon where an option should begin in line 2 of the script"):
+        directives.read(f"{SHEBANG}#SBATCH -n8 : -n4\n")
+
+
+def test_the_lines_of_other_schedulers_are_kept_as_they_are():
+    script = f"{SHEBANG}#PBS -l walltime=1:00\n#SBATCH -n8\n##PBS -q x\n#BSUB -J 'a b' # c\ntrue\n#PBS -N late\n"
+    assert directives.foreign(script) == ["#PBS -l walltime=1:00", "#BSUB -J 'a b' # c"]
+
+
+@pytest.mark.parametrize("word", ["--time=5", "--comment=a b", "--comment=it's", '--comment=a"b\\c #d', "--comment="])
+def test_a_line_of_one_word_reads_as_that_word(word):
+    assert directives.read(directives.line_of(word)) == [word]
 
 
 def test_lines_are_joined_in_their_order():
@@ -78,7 +94,7 @@ def test_an_open_quote_is_refused_with_its_line(line):
         directives.read(f"{SHEBANG}# comment\n{line}\ntrue\n")
 
 
-@pytest.mark.parametrize("word", ["hetjob", "packjob"])
+@pytest.mark.parametrize("word", ["hetjob", "packjob", "HetJob"])
 def test_parts_of_a_heterogeneous_job_are_refused(word):
     with pytest.raises(BadUsage, match=f"line 2 of the script: heterogeneous jobs \\({word}\\)"):
         directives.read(f"{SHEBANG}#SBATCH {word}\n")

@@ -25,7 +25,7 @@ def typed(*words: str) -> list[str]:
     return [flag.word for flag in parse(words)]
 
 
-@pytest.mark.parametrize("words", [["-n8"], ["-n", "8"], ["--ntasks=8"], ["--ntasks", "8"], ["--tasks=8"]])
+@pytest.mark.parametrize("words", [["-n8"], ["-n", "8"], ["--ntasks=8"], ["--ntasks", "8"]])
 def test_every_form_of_an_option_with_a_value_means_the_same(words):
     (flag,) = parse(words)
     assert (flag.name, flag.value, flag.word) == ("ntasks", "8", "--ntasks=8")
@@ -43,6 +43,9 @@ def test_every_form_of_an_option_with_a_value_means_the_same(words):
         ("--time=5", "time"),
         ("--mem=5", "mem"),
         ("--wait", "wait"),
+        ("--tasks=2", "ntasks-per-node"),  # the beginning of another spelling
+        ("--workdir=x", None),
+        ("--share", None),
     ],
 )
 def test_a_long_name_may_be_shortened_as_far_as_it_is_unique(word, name):
@@ -172,8 +175,6 @@ def test_an_option_of_our_own_hides_no_abbreviation_of_sbatchs():
 @pytest.mark.parametrize(
     ("name", "option"),
     [
-        ("workdir", "chdir"),
-        ("share", "oversubscribe"),
         ("cluster", "clusters"),
         ("tasks-per-node", "ntasks-per-node"),
         ("nodes", "nodes"),
@@ -188,6 +189,7 @@ def test_find_knows_other_spellings(name, option):
 def test_suggest_names_what_is_near():
     assert suggest("ntask") == "did you mean --ntasks?"
     assert suggest("mem-per-cpus") == "did you mean --mem-per-cpu or --mem-per-gpu?"
+    assert suggest("workdir") == "did you mean --chdir?"
     assert suggest("zzzzzz") == ""
     assert suggest("wml", ["wlm"]) == "did you mean --wlm?"
 
@@ -196,8 +198,9 @@ def test_suggest_names_what_is_near():
     ("words", "expected"),
     [
         (["-n8", "-N2", "-n4"], ["--nodes=2", "--ntasks=4"]),
-        (["--mem=1G", "--mem-per-cpu=2G"], ["--mem-per-cpu=2G"]),
-        (["--mem-per-gpu=1G", "--mem=2G"], ["--mem=2G"]),
+        (["--mem=1G", "--mem-per-cpu=2G", "--mem=2G"], ["--mem-per-cpu=2G", "--mem=2G"]),  # sbatch refuses them itself
+        (["--mail-type=END", "--mail-type=NONE", "--mail-type=FAIL"], ["--mail-type=END,FAIL"]),
+        (["--mail-type=NONE", "--mail-type=none"], ["--mail-type=NONE"]),
         (["--requeue", "--no-requeue"], ["--no-requeue"]),
         (["--exclusive", "--oversubscribe"], ["--oversubscribe"]),
         (["--core-spec=1", "--thread-spec=1"], ["--thread-spec=1"]),
@@ -217,7 +220,10 @@ def test_of_one_option_or_group_the_last_one_counts(words, expected):
         (["-n4", "-n2"], [], {}, ["--ntasks=2"]),
         ([], ["--time=5", "-N2"], {"SBATCH_TIMELIMIT": "7"}, ["--nodes=2"]),
         (["--time=9"], ["--time=5"], {"SBATCH_TIMELIMIT": "7"}, ["--time=9"]),
-        ([], ["--mem=5G"], {"SBATCH_MEM_PER_CPU": "1G"}, []),
+        ([], ["--mem=5G"], {"SBATCH_MEM_PER_CPU": "1G"}, ["--mem=5G"]),
+        ([], ["--mem=5G"], {"SBATCH_MEM_PER_NODE": "1G"}, []),
+        ([], ["--hint=compute_bound"], {"SLURM_HINT": "multithread"}, []),
+        (["--mail-type=END"], ["--mail-type=FAIL"], {}, ["--mail-type=FAIL,END"]),
         (["--mem-per-cpu=1G"], ["--mem=5G"], {}, ["--mem-per-cpu=1G"]),
         ([], ["--requeue"], {"SBATCH_NO_REQUEUE": "1"}, []),
         ([], ["--time=5"], {"SBATCH_PARTITION": "x", "SBATCH_": "", "TIMELIMIT": "3"}, ["--time=5"]),
@@ -229,11 +235,15 @@ def test_the_line_counts_before_the_environment_and_that_before_directives(line,
     assert [flag.word for flag in merge(parse(line), parse(head), environment)] == expected
 
 
+def test_what_directives_say_is_weak():
+    assert [flag.weak for flag in merge(parse(["-n8"]), parse(["-N2"]), {})] == [True, False]
+
+
 def test_the_table_is_whole():
     assert len(SBATCH) == len({option.letter or option.name for option in SBATCH.values()})
     assert {option.value for option in SBATCH.values()} == {REQUIRED, OPTIONAL, NONE}
-    assert SBATCH["exclusive"] == Option("exclusive", OPTIONAL, "", "SBATCH_EXCLUSIVE", "exclusive")
-    assert SBATCH["ntasks"] == Option("ntasks", REQUIRED, "n", "", "ntasks")
+    assert SBATCH["exclusive"] == Option("exclusive", OPTIONAL, "", ("SBATCH_EXCLUSIVE",), "exclusive|oversubscribe")
+    assert SBATCH["ntasks"] == Option("ntasks", REQUIRED, "n", (), "ntasks")
 
 
 def test_an_empty_value_stays_one():

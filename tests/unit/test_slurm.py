@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import calendar
 import io
+from dataclasses import replace
 from datetime import datetime, timedelta
 from pathlib import Path
 
@@ -8,6 +10,7 @@ import pytest
 from execute_batch_scheduler.adapters.slurm import (
     STATES,
     format_time,
+    is_same,
     job_id,
     literal_filename,
     parse_accounting,
@@ -145,6 +148,21 @@ def test_a_change_of_the_specification_changes_the_command():
 )
 def test_the_script_that_sbatch_gets(spec, script):
     assert submit_script(spec) == script
+
+
+def test_directives_stand_at_the_head_of_the_script():
+    attributes = JobAttributes()
+    attributes.set_custom_attribute("directives", ["#SBATCH -n2", "#PBS -q x"])
+    assert submit_script(JobSpec("/bin/true", attributes=attributes)) == (
+        "#!/bin/bash -p\n#SBATCH -n2\n#PBS -q x\nexec /bin/true\n"
+    )
+
+
+def test_outside_of_an_allocation_variables_of_slurms_are_the_sites():
+    site = {"SLURM_MPI_TYPE": "pmix", "SLURM_TIME_FORMAT": "relative", "SRUN_CPUS_PER_TASK": "2"}
+    assert submit_environment(site) == site
+    assert submit_environment({**site, "SLURM_JOB_ID": "7"}) == {}
+    assert submit_environment({"SBATCH_ARRAY_INX": "0-3", "SBATCH_WAIT": "1", "SLURM_JOB_NAME": "x"}) == {}
 
 
 @pytest.mark.parametrize("hook", ["pre_launch", "post_launch"])
@@ -292,6 +310,13 @@ def test_a_reason_keeps_its_own_text_and_gets_words(reason, state, words):
 HELD = "JobHeldUser: it is held; release it with scontrol release"
 KILLED = "RaisedSignal:9(Killed)"
 LATE = "TimeLimit: it reached its time limit"
+
+
+def bare(report):
+    """Without what only tells jobs of the same number apart."""
+    return replace(report, submitted=None, command=None)
+
+
 SHOWN = {
     "held": Report(QUEUED, "PENDING", reason=HELD),
     "begin": Report(QUEUED, "PENDING", reason="BeginTime: its begin time has not come", expected_start=at("01:43:15")),
@@ -346,7 +371,7 @@ SHOWN = {
 
 @pytest.mark.parametrize("name", SHOWN)
 def test_what_scontrol_shows(name):
-    got, expected = shown(name), SHOWN[name]
+    got, expected = bare(shown(name)), SHOWN[name]
     if not expected.final:  # the end of a job that has not ended is Slurm's guess
         got = Report(**{**vars(got), "ended": None})
         expected = Report(**{**vars(expected), "ended": None})
@@ -443,10 +468,28 @@ QUEUE = {
 }
 
 
+@pytest.mark.parametrize(
+    ("command", "submitted", "same"),
+    [
+        ("/w/x.job /r/jobs/20261122T100000-abcdef01", None, True),
+        ("/w/x.job /r/jobs/20261122T100000-ffffffff", None, False),
+        ("/home/me/other.sh", at("00:42:58"), False),
+        (None, calendar.timegm((2026, 11, 22, 10, 0, 3)), True),
+        ("(null)", calendar.timegm((2026, 11, 22, 9, 58, 0)), True),  # clocks differ
+        (None, calendar.timegm((2026, 10, 1, 0, 0, 0)), False),  # had the number once
+        (None, None, True),
+    ],
+)
+def test_another_job_of_the_same_number_is_told_apart(command, submitted, same):
+    job = Job(JobSpec("/bin/bash", ["-p", "/r/jobs/20261122T100000-abcdef01/run"]))
+    assert is_same(Report(QUEUED, "PENDING", command=command, submitted=submitted), job) is same
+
+
 def test_what_squeue_lists():
     reports = parse_queue((DATA / "queue.txt").read_text())
     assert sorted(reports, key=int) == [str(number) for number in range(1, 25)]
-    assert {number: reports[number] for number in QUEUE} == QUEUE
+    assert {number: bare(reports[number]) for number in QUEUE} == QUEUE
+    assert {report.command for report in reports.values()} == {"/tmp/job.sh"}
 
 
 @pytest.mark.parametrize("line", ["", "nonsense", "slurm_load_jobs error: x", "7", "7_3   RUNNING", " " * 600])
@@ -461,7 +504,7 @@ def test_a_line_of_squeue_that_is_cut_is_read_as_far_as_it_goes():
 
 
 def test_what_accounting_tells_of_ended_jobs():
-    reports = parse_accounting((DATA / "accounting.txt").read_text())
+    reports = {key: bare(report) for key, report in parse_accounting((DATA / "accounting.txt").read_text()).items()}
     assert sorted(reports, key=int) == ["1", "2", "3", "4", "5", "6", "9", "14", "22"]
     ended = {"started": at("00:42:58"), "ended": at("00:42:58")}
     assert reports["2"] == Report(COMPLETED, "COMPLETED", 0, nodes="sn1", **ended)
@@ -523,7 +566,9 @@ def test_one_job_is_asked_for_by_scontrol_and_several_by_one_squeue(executor):
     assert executor.get_status_command(["7"]) == ["scontrol", "--local", "show", "job", "7"]
     command = executor.get_status_command(["7", "8"])
     assert command[:-1] == ["squeue", "--local", "--me", "-t", "all", "-h", "-O"]
-    assert command[-1] == ("JobID:24,State:24,exit_code:12,RestartCnt:12,StartTime:24,NodeList:256,Reason:512")
+    assert command[-1] == (
+        "JobID:24,State:24,exit_code:12,RestartCnt:12,StartTime:24,SubmitTime:24,NodeList:256,Command:1024,Reason:512"
+    )
 
 
 def test_output_of_sbatch_without_an_id_is_an_error(executor):

@@ -7,7 +7,7 @@ import pytest
 from execute_batch_scheduler.adapters.jobdir import JobDir
 
 from execute_batch_scheduler.errors import BadUsage
-from execute_batch_scheduler.flags import parse
+from execute_batch_scheduler.flags import merge, parse
 from execute_batch_scheduler.spec import ANSWERS, check_stock, make_spec, parse_time
 
 DIRECTORY = JobDir("/root/jobs/one")
@@ -154,6 +154,26 @@ def test_the_name_is_the_one_said_or_the_default(words, name, expected):
     assert spec(*words, name=name).name == expected
 
 
+def test_beside_another_schedulers_directives_what_is_weaker_stands_in_the_head():
+    flags = merge(parse(["-n8"]), parse(["--time=5", "--comment=a b", "--wait"]), {})
+    made = make_spec(flags, DIRECTORY, name="script.sh", foreign=["#PBS -l walltime=1:00"])
+    assert resources(made) == {"process_count": 8}
+    assert (made.name, made.stdout_path, made.stderr_path) == ("/bin/bash", None, None)
+    assert made.attributes.custom_attributes == {
+        "directives": [
+            '#SBATCH "--job-name=script.sh"',
+            '#SBATCH "--output=/root/jobs/one/stdout"',
+            '#SBATCH "--time=5"',
+            '#SBATCH "--comment=a b"',
+            "#PBS -l walltime=1:00",
+        ]
+    }
+
+
+def test_a_job_may_be_called_as_its_command():
+    assert spec("--job-name=/bin/bash").attributes.custom_attributes == {"slurm.job-name": "/bin/bash"}
+
+
 def test_native_words_come_behind_the_flags():
     made = spec("--hold", native=["--foo", "a b"])
     assert made.attributes.custom_attributes == {"native_arguments": ["--hold", "--foo", "a b"]}
@@ -199,6 +219,7 @@ def test_each_answer_is_tested():
         ("1-", None),
         ("1:2:3:4", None),
         ("1.5", None),
+        ("99999999999999999999-0", None),
         ("1 ", None),
         ("10m", None),
     ],

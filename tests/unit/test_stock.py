@@ -39,7 +39,7 @@ def job(tmp_path):
     ("state", "record", "expected"),
     [
         (QUEUED, "", QUEUED),
-        (QUEUED, STARTED, QUEUED),
+        (QUEUED, STARTED, ACTIVE),
         (ACTIVE, STARTED, ACTIVE),
         (CANCELED, STARTED, CANCELED),
         (FAILED, STARTED, FAILED),
