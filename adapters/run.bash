@@ -76,12 +76,10 @@ exec 4>&1 5<&0 3< <(
       [ -z "$prologue_begun" ] || [ "$code" = 0 ] || exit "$code" # it ended by `return`, or cannot be parsed
       trap - ERR EXIT
     fi
-    shopt -s execfail
-    exec "${BASH_SOURCE[0]%/*}/script" "$@" <&5 >&4 4>&- 5<&- # not $here: the prologue may have one too
-    code=$?
     read -r line <"${BASH_SOURCE[0]%/*}/script"
-    echo "the script could not be run by ${line#\#!}" >&2
-    exit $code
+    read -r interpreter _ <<<"${line#\#!}"
+    [ -x "$interpreter" ] || echo "$interpreter, which the #! line names, cannot be run on $HOSTNAME" >&2
+    exec "${BASH_SOURCE[0]%/*}/script" "$@" <&5 >&4 4>&- 5<&- # not $here: the prologue may have one too
   ) &
   exec 4>&- 5<&- </dev/null 2>/dev/null
   wait $!
