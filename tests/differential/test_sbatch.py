@@ -33,6 +33,7 @@ DEFAULT = "file slurm-@ID@.out"
 NODE = "Sockets=2 CoresPerSocket=64 ThreadsPerCore=2 RealMemory=400000 Feature=ib,big"
 MORE = """
 FirstJobId=100000
+MessageTimeout=30
 Licenses=matlab:400
 TrackWCKey=no
 """
