@@ -259,6 +259,21 @@ class Slurm:
         if self._sql:
             self._sql.terminate()
             self._sql.wait(30)
+        for pid in self._left_over():
+            os.kill(pid, signal.SIGKILL)
+
+    def _left_over(self) -> list[int]:
+        """Steps whose slurmd was killed wait for it for ever. They and their jobs hold this Slurm's configuration."""
+        mark = f"SLURM_CONF={self.environment['SLURM_CONF']}".encode()
+        found = []
+        for folder in Path("/proc").iterdir():
+            try:
+                step = folder.name.isdigit() and (folder / "comm").read_text().startswith("slurmstepd")
+                if step and mark in (folder / "environ").read_bytes().split(b"\0"):
+                    found.append(int(folder.name))
+            except (FileNotFoundError, ProcessLookupError, PermissionError):
+                continue  # it has ended meanwhile, or is somebody else's
+        return found
 
     def logs(self) -> str:
         """The ends of all logs, for a failure's message."""
