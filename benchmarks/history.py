@@ -60,9 +60,8 @@ def main() -> int:
         ("attach() to first output", attaching, 0.5),
     ):
         met = met and value <= target
-        print(
-            f"{'met   ' if value <= target else 'MISSED'} {what}: {value * 1000:.1f} ms (at most {target * 1000:.0f} ms)"
-        )
+        word = "met   " if value <= target else "MISSED"
+        print(f"{word} {what}: {value * 1000:.1f} ms (at most {target * 1000:.0f} ms)")
     return 0 if met else 1
 
 
