@@ -370,6 +370,7 @@ class TrackedSlurmExecutor(SlurmJobExecutor):
     def __init__(self, url: Optional[str] = None, config: Optional[SlurmExecutorConfig] = None) -> None:
         self.transport: Transport = Local()  # the base class starts the tracker
         self._accounting = True
+        self.messages: dict[str, str] = {}  # what sbatch said of jobs that it took, by PSI/J id
         super().__init__(url=url, config=config)
 
     # PSI/J's documented hooks
@@ -428,6 +429,8 @@ class TrackedSlurmExecutor(SlurmJobExecutor):
             if result.exit_code < 0:
                 said += f"\n{cmd[0]} was killed: status {result.exit_code}"
             raise CalledProcessError(result.exit_code, cmd, output=said)
+        if cmd[0] == "sbatch" and result.stderr.strip():  # a site's plugins speak there: "routed to partition x"
+            self.messages[next(Path(word).stem for word in cmd if word.endswith(".job"))] = result.stderr.strip()
         return result.stdout
 
     def _read_aux_files(self, job: Job, status: JobStatus) -> None:

@@ -228,7 +228,8 @@ def submit_script(
     tracker = tracker_for(chosen, transport)
     if not hasattr(chosen, "tracker"):
         tracker.register_job(psij_job)
-    return Job(psij_job, wlm=wlm, host=host, tracker=tracker, transport=transport, notices=notices)
+    said = getattr(chosen, "messages", {}).pop(psij_job.id, "").splitlines()
+    return Job(psij_job, wlm=wlm, host=host, tracker=tracker, transport=transport, notices=(*notices, *said))
 
 
 def backends() -> list[str]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import re
+import shutil
 import signal
 import threading
 import time
@@ -155,6 +157,21 @@ def test_slurm_refuses_in_its_own_words(shell: Shell, slurm: object, job_root: P
     assert not shell.execute("--ntaskss=8").success
     assert "unrecognized option '--ntaskss=8'" in shell.out + shell.err
     assert "did you mean --ntasks" in shell.out + shell.err
+
+
+def test_what_sbatch_says_of_a_job_that_it_takes_is_shown(
+    shell: Shell, slurm: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Sites let sbatch tell where a job was routed, or that an account is nearly used up."""
+    real = shutil.which("sbatch")
+    tool = tmp_path / "bin" / "sbatch"
+    tool.parent.mkdir()
+    tool.write_text(f'#!/bin/sh\necho "sbatch: routed to partition normal" >&2\nexec {real} "$@"\n')
+    tool.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tool.parent}:{os.environ['PATH']}")
+    assert shell.execute("-n1 --amgr=job", "echo hello").success
+    assert shell.out.startswith("sbatch: routed to partition normal\nSubmitted batch job")
+    assert shell["job"].notices == ("sbatch: routed to partition normal",)
 
 
 def test_without_sbatch_slurm_is_not_available(shell: Shell, monkeypatch: pytest.MonkeyPatch) -> None:
