@@ -163,28 +163,12 @@ class ExecuteMagics(Magics):
         own, scheduler, native = self._parse(line)
         from execute_batch_scheduler.submit import submit_script
 
+        given: dict[str, Any] = {name: own.get(name) for name in ("wlm", "target", "host", "shell")}
         if "dry-run" in own:
-            plan = submit_script(
-                cell,
-                scheduler,
-                wlm=own.get("wlm"),
-                target=own.get("target"),
-                host=own.get("host"),
-                shell=own.get("shell"),
-                native=native,
-                dry_run=True,
-            )
+            plan = submit_script(cell, scheduler, native=native, dry_run=True, **given)
             print("\n".join([*plan.notices, str(plan)]))
             return None
-        job = submit_script(
-            cell,
-            scheduler,
-            wlm=own.get("wlm"),
-            target=own.get("target"),
-            host=own.get("host"),
-            shell=own.get("shell"),
-            native=native,
-        )
+        job = submit_script(cell, scheduler, native=native, **given)
         for notice in job.notices:
             print(notice)
         self._publish(own, job)

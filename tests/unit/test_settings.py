@@ -364,7 +364,7 @@ N = 8
 
 [targets.juwels.executor_config]
 queue_polling_interval = 5
-work_directory = "~/work"
+work_directory = "~/psij"
 
 [targets.away]
 wlm = "ssh"
@@ -380,7 +380,7 @@ def test_a_target_has_a_backend_with_all_that_belongs_to_it(places, monkeypatch)
     plan = submit_script("true", "-n8 -t5", target="juwels", dry_run=True)
     assert plan.script == "#!/bin/sh\ntrue\n"
     assert " --ntasks=8 --time=00:05:00 --partition=batch " in plan.command
-    assert submit_file(plan).startswith("/home/me/work/tracked-slurm/")
+    assert submit_file(plan).startswith("/home/me/psij/tracked-slurm/")
     assert plan.spec.arguments[1].startswith("/scratch/jobs/jobs/")
     assert "# Prologue\nmodule load gcc\nconda activate x\n" in str(plan)
     assert settings.choose("juwels").environment == {"A": "b c", "N": "8"}
