@@ -1,0 +1,78 @@
+"""What the package of 2017 documents, line by line, as far as it is about Slurm and about cells in general.
+
+Its configuration lines and installation options are in tests/unit/test_settings.py and tests/packaging.
+"""
+
+from __future__ import annotations
+
+import getpass
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from execute_batch_scheduler import display
+from tests.contract.behaviour import PATIENCE, until
+from tests.contract.test_magic import Shell, shell  # noqa: F401
+
+
+def test_the_first_session(shell: Shell, slurm: Any) -> None:  # noqa: F811
+    """Shown with its output after the end; here that is --no-stream."""
+    assert shell.execute("-n8 -N4 --no-stream", "srun -n 8 sh -c 'echo $SLURMD_NODENAME'").success
+    pattern = r"Submitted batch job (\d+)\n(Waiting for resources.*\n)?Running \.+o*\n"
+    transcript = re.fullmatch(pattern + r"End batch job \1 Status:  COMPLETED\n\n((?:sn\d\n){8})", shell.out)
+    assert transcript
+    assert set(transcript[3].split()) == {"sn1", "sn2", "sn3", "sn4"}
+
+
+def test_all_parameters_go_to_sbatch(shell: Shell, slurm: Any) -> None:  # noqa: F811
+    me = getpass.getuser()
+    slurm.run(
+        "scontrol",
+        "create",
+        "reservation",
+        "reservationname=rsv",
+        "starttime=now",
+        "duration=60",
+        f"users={me}",
+        "nodes=sn1",
+    )
+    try:
+        cell = "echo $SLURM_JOB_ID\nsrun -n 4 sh -c 'echo $SLURMD_NODENAME'"
+        line = "-n4 -N1 --reservation=rsv --time=00:42:00 --no-stream --jobid=number --amgr=job"
+        assert shell.execute(line, cell).success
+        assert shell.out.endswith(f"COMPLETED\n\n{shell['number']}\n" + "sn1\n" * 4)
+        assert slurm.field(shell["number"], "TimeLimit") == "00:42:00"
+        assert slurm.field(shell["number"], "Reservation") == "rsv"
+    finally:
+        slurm.run("scontrol", "delete", "reservationname=rsv")
+
+
+def test_the_common_arguments(shell: Shell, slurm: Any) -> None:  # noqa: F811
+    assert shell.execute("--wlm=slurm --shell=/bin/sh --bg --amgr=backend", "echo out; echo err >&2").success
+    until(shell["backend"].done)
+    assert shell["backend"].get_output() == ("out\n", "err\n")
+    assert shell.execute("--wlm=slurm --no-stream", "#!/usr/bin/env python3\nprint('the shebang counts')").success
+    assert shell.out.endswith("\n\nthe shebang counts\n")
+    assert shell.execute("--wlm=slurm --no-stream", "echo $0 $BASH").success
+    assert shell.out.strip().endswith("/bin/bash")
+
+
+@pytest.mark.parametrize(
+    ("seconds", "line"),
+    [(0, "."), (3.5, "...."), (9, "." * 10), (20, "." * 10 + "o"), (60, "." * 10 + "ooooo")],
+)
+def test_the_progress_line(seconds: float, line: str) -> None:
+    assert display.marks(seconds) == line
+
+
+def test_ctrl_c_prints_terminate_and_cancels(shell: Shell, slurm: Any, tmp_path: Path) -> None:  # noqa: F811
+    from tests.contract.test_magic import _interrupt_when
+
+    thread = _interrupt_when((tmp_path / "running").exists)
+    shell.execute("-n1 --jobid=number --amgr=job", f"touch {tmp_path}/running; sleep 1000")
+    thread.join()
+    assert f"Terminate job {shell['number']}\n" in shell.out
+    assert shell["job"].wait(PATIENCE)
+    assert slurm.field(shell["number"], "JobState") == "CANCELLED"
