@@ -199,9 +199,22 @@ def format_time(duration: timedelta) -> str:
 
 
 def job_id(out: str) -> Optional[str]:
-    """The id in what ``sbatch --parsable`` printed: ``123`` or ``123;cluster``."""
-    match = re.match(r"(\d+)(;.*)?$", out.split("\n", 1)[0].strip())
-    return match.group(1) if match else None
+    """The id in what ``sbatch --parsable`` printed: ``123``, or ``123;cluster`` where --clusters was said."""
+    match = re.match(r"\d+(;\S+)?$", out.split("\n", 1)[0].strip())
+    return match[0] if match else None
+
+
+def _number(native_id: str) -> str:
+    return native_id.partition(";")[0]
+
+
+def _place(native_id: str) -> str:
+    """The cluster that a job was sent to by --clusters; empty for the one that commands ask anyway."""
+    return native_id.partition(";")[2]
+
+
+def _where(native_id: str) -> list[str]:
+    return ["-M", _place(native_id)] if _place(native_id) else ["--local"]
 
 
 def submit_environment(environment: Mapping[str, str]) -> dict[str, str]:
@@ -398,9 +411,15 @@ class TrackedSlurmExecutor(SlurmJobExecutor):
 
     def get_status_command(self, native_ids: Collection[str]) -> list[str]:
         """One job: scontrol, one RPC. Several: one squeue for all of the user's, never a list of ids."""
+        first = next(iter(native_ids))
         if len(native_ids) == 1:
-            return ["scontrol", "--local", "show", "job", *native_ids]
-        return ["squeue", "--local", "--me", "-t", "all", "-h", "-O", _QUEUE_FORMAT]
+            return ["scontrol", *_where(first), "show", "job", _number(first)]
+        return ["squeue", *_where(first), "--me", "-t", "all", "-h", "-O", _QUEUE_FORMAT]
+
+    def get_cancel_command(self, native_id: str) -> list[str]:
+        """See PSI/J; on the job's own cluster."""
+        where = ["-M", _place(native_id)] if _place(native_id) else []
+        return ["scancel", "-Q", *where, _number(native_id)]
 
     def parse_status_output(self, exit_code: int, out: str) -> dict[str, JobStatus]:
         """See PSI/J; the tracker uses the parsers themselves, which say more."""
@@ -452,7 +471,7 @@ class TrackedSlurmExecutor(SlurmJobExecutor):
 
     def output_paths(self, native_id: str) -> tuple[Optional[str], Optional[str]]:
         """Where a job's output goes as far as Slurm tells; the second is None where both go to one file."""
-        result = self._run(["scontrol", "--local", "show", "job", native_id])
+        result = self._run(["scontrol", *_where(native_id), "show", "job", _number(native_id)])
         out, err = (re.search(rf"^ +{name}=(.+?) *$", result.stdout, re.MULTILINE) for name in ("StdOut", "StdErr"))
         stdout, stderr = (match[1] if match else None for match in (out, err))
         return stdout, None if stderr == stdout else stderr
@@ -516,17 +535,19 @@ class TrackedSlurmExecutor(SlurmJobExecutor):
 
     def ask(self, jobs: Sequence[Job]) -> dict[str, Report]:
         """How jobs are, by PSI/J id: the controller tells, then accounting of those it has forgotten."""
-        numbers = {job.native_id: job.id for job in jobs if job.native_id}
-        reports = self._ask_controller(list(numbers))
-        forgotten = [number for number in numbers if number not in reports]
-        if forgotten and self._accounting:
-            reports.update(self._ask_accounting(forgotten))
-        asked = {job.native_id: job for job in jobs}
-        same = {number for number in numbers if number in reports and is_same(reports[number], asked[number])}
-        return {key: reports[number] for number, key in numbers.items() if number in same}
+        answers: dict[str, Report] = {}
+        for place in {_place(job.native_id or "") for job in jobs}:
+            mine = [(job, _number(job.native_id)) for job in jobs if job.native_id and _place(job.native_id) == place]
+            numbers = sorted({number for _, number in mine})
+            reports = self._ask_controller(numbers, place)
+            forgotten = [number for number in numbers if number not in reports]
+            if forgotten and self._accounting:
+                reports.update(self._ask_accounting(forgotten, place))
+            answers.update({job.id: reports[number] for job, number in mine if number in reports})
+        return {job.id: answers[job.id] for job in jobs if job.id in answers and is_same(answers[job.id], job)}
 
-    def _ask_controller(self, numbers: list[str]) -> dict[str, Report]:
-        result = self._run(self.get_status_command(numbers))
+    def _ask_controller(self, numbers: list[str], place: str) -> dict[str, Report]:
+        result = self._run(self.get_status_command([f"{number};{place}" if place else number for number in numbers]))
         if len(numbers) > 1:
             if result.exit_code != 0:
                 raise TransportError(str(result))
@@ -538,9 +559,10 @@ class TrackedSlurmExecutor(SlurmJobExecutor):
             raise TransportError(f"an answer that cannot be read: {result}")
         return {} if report is None else {numbers[0]: report}
 
-    def _ask_accounting(self, numbers: list[str]) -> dict[str, Report]:
+    def _ask_accounting(self, numbers: list[str], place: str) -> dict[str, Report]:
+        where = ["-M", place] if place else []
         try:
-            result = self._run(["sacct", "-n", "-P", "-X", "-j", ",".join(numbers), "-o", _ACCOUNT_FORMAT])
+            result = self._run(["sacct", *where, "-n", "-P", "-X", "-j", ",".join(numbers), "-o", _ACCOUNT_FORMAT])
         except TransportError as error:
             if "could not be run" not in str(error):
                 raise

@@ -34,7 +34,9 @@ def submitted(job: Job) -> str:
     """The first line of a cell."""
     if job.wlm == "local":
         return f"Started on this machine with pid: {job.native_id}"
-    return f"Submitted batch job {job.native_id}" + ("" if job.wlm == "slurm" else f" ({job.wlm})")
+    return f"Submitted batch job {job.native_id.replace(';', ' on cluster ')}" + (
+        "" if job.wlm == "slurm" else f" ({job.wlm})"
+    )
 
 
 def attached(job: Job) -> str:

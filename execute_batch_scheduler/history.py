@@ -90,7 +90,10 @@ def attach(
     known = [
         entry
         for entry in journal.entries()
-        if (entry.native_id == number or entry.key.startswith(number.lower() or "-"))
+        if (
+            (entry.native_id or "").partition(";")[0] == number.partition(";")[0]
+            or entry.key.startswith(number.lower() or "-")
+        )
         and wlm in (None, entry.wlm)
         and host == entry.host
     ]

