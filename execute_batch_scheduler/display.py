@@ -34,7 +34,8 @@ def submitted(job: Job) -> str:
     """The first line of a cell."""
     if job.wlm == "local":
         return f"Started on this machine with pid: {job.native_id}"
-    return f"Submitted batch job {job.native_id.replace(';', ' on cluster ')}" + (
+    number = job.native_id.replace(";", " on cluster ")
+    return f"Submitted batch job {number}" + ("" if job.wlm == "slurm" else f" ({job.wlm})")
         "" if job.wlm == "slurm" else f" ({job.wlm})"
     )
 
