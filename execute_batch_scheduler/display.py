@@ -36,8 +36,6 @@ def submitted(job: Job) -> str:
         return f"Started on this machine with pid: {job.native_id}"
     number = job.native_id.replace(";", " on cluster ")
     return f"Submitted batch job {number}" + ("" if job.wlm == "slurm" else f" ({job.wlm})")
-        "" if job.wlm == "slurm" else f" ({job.wlm})"
-    )
 
 
 def attached(job: Job) -> str:
