@@ -15,6 +15,7 @@ from execute_batch_scheduler.errors import ExecuteError
 from execute_batch_scheduler.settings import settings
 
 _SCHEDULERS = {"slurm": ["sbatch", "--version"], "pbs": ["qsub", "--version"], "oar": ["oarsub", "--version"]}
+_PATIENCE = 15  # seconds
 Finding = tuple[bool, str]
 
 
@@ -57,19 +58,27 @@ def _schedulers() -> Iterator[Finding]:
     for name, command in _SCHEDULERS.items():
         path = shutil.which(command[0])
         if path:
-            result = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=30)
-            said = (result.stdout or result.stderr).strip().splitlines() or ["says nothing"]
-            good = result.returncode == 0
-            yield good, f"{name}: {path}, {said[-1]}" + ("" if good else "; ask the site's administrators")
+            good, said = _asked(command)
+            yield good, f"{name}: {path}, {said}" + ("" if good else "; ask the site's administrators")
             if good and name == "slurm":
                 yield _controller()
 
 
 def _controller() -> Finding:
-    result = subprocess.run(["scontrol", "ping"], stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=30)
-    said = " ".join((result.stdout + result.stderr).split())
+    _, said = _asked(["scontrol", "ping"])
     up = " is UP" in said
     return up, f"slurm: {said}" + ("" if up else "; jobs cannot be submitted until it is up again")
+
+
+def _asked(command: list[str]) -> Finding:
+    """Whether a command succeeds, and the line of its answer that tells most."""
+    try:
+        result = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=_PATIENCE)
+    except subprocess.TimeoutExpired:
+        return False, f"{' '.join(command)} gave no answer within {_PATIENCE} s"
+    good = result.returncode == 0
+    lines = [line for line in (result.stdout + result.stderr).splitlines() if line.strip(" *")] or ["it says nothing"]
+    return good, lines[0 if good else -1].strip()
 
 
 def _bash() -> Finding:

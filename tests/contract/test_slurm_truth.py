@@ -78,7 +78,7 @@ FATES: dict[str, tuple[str, str]] = {
     "limit": ("sleep 1000", "-t1"),
     "trapped limit": ("trap 'exit 0' TERM; while :; do sleep 0.1; done", "-t1"),
     "pending, cancelled": ("true", "--hold"),
-    "cancelled": ("echo ready; sleep 1000", ""),
+    "cancelled": ("echo ready; exec sleep 1000", ""),  # a child of the shell would be signalled first, and race with it
     "cancelled, handled": ("trap 'exit 7' TERM; echo ready; while :; do sleep 0.1; done", ""),
     "cancelled, ignored": ("trap '' TERM; echo ready; sleep 1000; sleep 1000", ""),
     "requeue exit": ('[ "$SLURM_RESTART_COUNT" = 1 ] || exit 99', "--requeue"),
