@@ -77,7 +77,9 @@ def _asked(command: list[str]) -> Finding:
     except subprocess.TimeoutExpired:
         return False, f"{' '.join(command)} gave no answer within {_PATIENCE} s"
     good = result.returncode == 0
-    lines = [line for line in (result.stdout + result.stderr).splitlines() if line.strip(" *")] or ["it says nothing"]
+    lines = [
+        line for line in (result.stdout + result.stderr).splitlines() if line.strip() and not line.startswith("*")
+    ] or ["it says nothing"]
     return good, lines[0 if good else -1].strip()
 
 

@@ -168,7 +168,7 @@ class ExecuteMagics(Magics):
             plan = submit_script(cell, scheduler, native=native, dry_run=True, **given)
             print("\n".join([*plan.notices, str(plan)]))
             return None
-        job = submit_script(cell, scheduler, native=native, **given)
+        job: Job = submit_script(cell, scheduler, native=native, **given)
         for notice in job.notices:
             print(notice)
         self._publish(own, job)
