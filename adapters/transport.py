@@ -102,6 +102,8 @@ class Local:
 
     def make(self, path: str) -> None:
         """Make a private directory, and those above it, where there is none."""
+        if os.path.isdir(path):
+            return
         missing = [folder for folder in (Path(path), *Path(path).parents) if not folder.exists()]
         for folder in reversed(missing):  # pathlib's mkdir(parents=True) leaves those above to the umask
             folder.mkdir(mode=0o700, exist_ok=True)

@@ -187,6 +187,9 @@ def _options() -> dict[str, Option]:
 SBATCH: Mapping[str, Option] = _options()
 
 
+_VARIABLES = {name for option in SBATCH.values() for name in option.variables}
+
+
 def parse(words: Sequence[str], options: Mapping[str, Option] = SBATCH) -> list[Flag]:
     """Flags in the order in which they were said.
 
@@ -272,7 +275,8 @@ def find(name: str, options: Mapping[str, Option] = SBATCH) -> Optional[Option]:
 
 def in_environment(environment: Mapping[str, str]) -> list[Option]:
     """The options that sbatch takes from the environment."""
-    return [option for option in SBATCH.values() if any(name in environment for name in option.variables)]
+    said = _VARIABLES.intersection(environment)
+    return [option for option in SBATCH.values() if said.intersection(option.variables)] if said else []
 
 
 def suggest(name: str, options: Iterable[str] = SBATCH) -> str:
