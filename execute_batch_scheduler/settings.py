@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import importlib
+import functools
+import importlib.util
 import os
 import sys
 from collections.abc import Callable, Collection, Mapping
@@ -187,10 +188,14 @@ def _checked(name: str, values: Mapping[str, Any]) -> _Place:
 
 
 def _installed() -> Mapping[str, Any]:
-    try:
+    if _INSTALLED in sys.modules or _has_installed():
         return dict(importlib.import_module(_INSTALLED).DEFAULTS)
-    except ModuleNotFoundError:
-        return {}
+    return {}
+
+
+@functools.cache
+def _has_installed() -> bool:
+    return importlib.util.find_spec(_INSTALLED) is not None
 
 
 def _original() -> dict[str, Any]:
