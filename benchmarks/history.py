@@ -10,7 +10,6 @@ import subprocess
 import sys
 import tempfile
 import time
-from pathlib import Path
 
 ENTRIES = 5000
 ATTACH = """
@@ -53,7 +52,6 @@ def main() -> int:
         attaching = sorted(seen)[2]
         job.cancel()
         job.wait(30)
-        assert Path(home).exists()
     met = True
     for what, value, target in (
         ("jobs() with 5,000 entries", listing, 0.3),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 import shlex
@@ -42,6 +43,7 @@ _HINTS = {
     ),
 }
 
+logger = logging.getLogger(__name__)
 _executors: dict[tuple[str, Optional[str], int], JobExecutor] = {}
 _trackers: WeakKeyDictionary[JobExecutor, Tracker] = WeakKeyDictionary()
 _lock = threading.RLock()
@@ -351,11 +353,19 @@ def _submit(wlm: str, executor: JobExecutor, job: psij.Job, where: JobDir, trans
         ) from error
     except BaseException as error:
         transport.remove(where.path)
-        journal.note(job.id, removed=True)
+        _note_as_far_as_possible(job, removed=True)
         if isinstance(error, (psij.SubmitException, psij.InvalidJobException)):
             raise SubmissionFailed(_refusal(executor, job, str(error))) from error
         raise
-    journal.note(job.id, native_id=job.native_id)
+    _note_as_far_as_possible(job, native_id=job.native_id)
+
+
+def _note_as_far_as_possible(job: psij.Job, **known: object) -> None:
+    """A job that runs is not given up because the journal cannot be written now; jobs() looks its number up."""
+    try:
+        journal.note(job.id, **known)
+    except OSError as error:
+        logger.warning("job %s: the journal %s cannot be written: %s", job.native_id, journal.folder(), error)
 
 
 def _note(wlm: str, executor: JobExecutor, job: psij.Job, where: JobDir) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import signal
 import subprocess
 import sys
 from datetime import timedelta
@@ -16,7 +15,6 @@ from execute_batch_scheduler.adapters.slurm import TrackedSlurmExecutor, submit_
 from execute_batch_scheduler import submit_script
 from tests.contract.behaviour import until
 
-import psij
 from psij import Job, JobAttributes, JobExecutor, JobSpec, JobState, ResourceSpecV1
 
 PATIENCE = timedelta(seconds=60)
@@ -151,7 +149,6 @@ def test_importing_gives_the_childrens_signal_back() -> None:
         "assert signal.getsignal(signal.SIGCHLD) is handler"
     )
     subprocess.run([sys.executable, "-c", code], check=True, env=dict(os.environ))
-    assert signal.SIGCHLD
 
 
 def test_psij_finds_our_executors_by_itself() -> None:
@@ -163,4 +160,3 @@ def test_psij_finds_our_executors_by_itself() -> None:
         "assert type(psij.JobExecutor.get_instance('tracked-slurm')) is TrackedSlurmExecutor\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True, env=dict(os.environ), cwd="/")
-    assert psij.VERSION.startswith("0.9.")

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from execute_batch_scheduler import SubmissionFailed, attach, jobs, submit_script
+from execute_batch_scheduler import SubmissionFailed, attach, jobs, journal, submit_script
 from tests.contract.behaviour import PATIENCE, until
 
 
@@ -134,3 +134,26 @@ def test_a_kernel_killed_at_a_random_moment_costs_at_most_nothing(slurm: Any, tm
         assert job.stdout().strip().isdigit()
     assert 0 < len(found) <= 100
     print(f"{len(found)} of 100 were submitted; {told} were told so before they were killed")
+
+
+def test_a_journal_that_cannot_be_written_is_said_and_nothing_is_submitted(
+    monkeypatch: pytest.MonkeyPatch, job_root: Path
+) -> None:
+    monkeypatch.setenv("EXECUTE_JOURNAL", "/proc/nowhere")
+    with pytest.raises(SubmissionFailed, match=r"the journal /proc/nowhere cannot be written .* set \$EXECUTE_JOURNAL"):
+        submit_script("true", wlm="local")
+    assert list((job_root / "jobs").iterdir()) == []
+
+
+def test_a_journal_that_fills_up_behind_the_submission_costs_no_handle(monkeypatch: pytest.MonkeyPatch) -> None:
+    note = journal.note
+
+    def full(key: str, **known: object) -> None:
+        if "wlm" not in known:
+            raise OSError(28, "No space left on device")
+        note(key, **known)
+
+    monkeypatch.setattr(journal, "note", full)
+    job = submit_script("echo out; exit 3", wlm="local")
+    assert job.wait(PATIENCE)
+    assert (job.exit_code, job.stdout()) == (3, "out\n")
