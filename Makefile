@@ -19,7 +19,7 @@ $(BIN)/python:
 # The package is installed as a user would have it; tests run against that, not against the checkout.
 $(VENV)/installed: $(BIN)/python $(SOURCES)
 	@rm -rf build ./*.egg-info
-	@$(BIN)/python -c 'import psij, IPython, ruff, pytest, submitit' 2>/dev/null || $(BIN)/pip install -q '.[test]'
+	@$(BIN)/python -c 'import psij, IPython, ruff, pytest, submitit, asyncssh' 2>/dev/null || $(BIN)/pip install -q '.[test]'
 	@$(BIN)/pip install -q --force-reinstall --no-deps .
 	@rm -rf build ./*.egg-info
 	@touch $@
@@ -41,12 +41,12 @@ unit: $(VENV)/installed
 quick: lint types unit
 
 services:
-	@tests/services/install.sh slurm accounting
+	@tests/services/install.sh slurm accounting ssh
 
 test: services lint types
 	$(BIN)/pip check
 	$(BIN)/pytest tests --durations=10 --cov --cov-report=term:skip-covered
-	@tests/services/install.sh --missing slurm accounting
+	@tests/services/install.sh --missing slurm accounting ssh
 
 clean:
 	rm -rf $(VENV) build ./*.egg-info .mypy_cache .ruff_cache .pytest_cache .coverage

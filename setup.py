@@ -17,7 +17,7 @@ setup(
         "execute_batch_scheduler.adapters": "adapters",
         "psij-descriptors": "adapters/psij-descriptors",
     },
-    package_data={"execute_batch_scheduler": ["py.typed"], "execute_batch_scheduler.adapters": ["run.bash"]},
+    package_data={"execute_batch_scheduler": ["py.typed"], "execute_batch_scheduler.adapters": ["*.bash"]},
     zip_safe=False,
     cmdclass={"build_py": BuildPy, "install": Install},
 )

@@ -9,6 +9,7 @@ from psij.descriptor import Descriptor
 _VERSION = Version("0.1.0")
 _CLASSES = {
     "process": ("Processes of this machine", "ProcessExecutor"),
+    "ssh": ("Processes of another machine", "SSHExecutor"),
     "tracked-slurm": ("Slurm, tracked", "TrackedSlurmExecutor"),
 }
 

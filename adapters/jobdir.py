@@ -18,7 +18,7 @@ import calendar
 import math
 import shlex
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Optional
@@ -29,7 +29,6 @@ from psij import JobSpec
 
 _SHELL = "/bin/bash"
 _RUN = Path(__file__).with_name("run.bash").read_bytes()
-_RECORD_LIMIT = 1 << 20
 # A prologue finds what the head of a bash script finds. BASH_ENV is read here, as a function's `declare` is its own.
 _BEGIN_PROLOGUE = 'import_functions; [ ! -r "${BASH_ENV-}" ] || . "$BASH_ENV"; begin_prologue'
 
@@ -184,8 +183,7 @@ class JobDir:
                 lines.append(f"{_BEGIN_PROLOGUE}\n{prologue}\n:\n")
             files["environment"] = ("".join(lines).encode(), 0o600)
         files.update(dict.fromkeys(("record", "stdout", "stderr"), (b"", 384)))
-        transport.make(self.events)
-        transport.create(self.path, files)
+        transport.create(self.path, files, beside=[self.events])
 
     def note_cancelled(self, transport: Transport) -> None:
         """Put down that a cancellation was asked for, so that its effect is not taken for a failure."""
@@ -196,7 +194,10 @@ class JobDir:
 
     def read(self, transport: Transport) -> Record:
         """The record so far; an empty one if the directory is gone."""
-        try:
-            return parse_record(transport.read(self.record, limit=_RECORD_LIMIT).decode(errors="replace"))
-        except FileNotFoundError:
-            return Record()
+        return read_records([self], transport)[0]
+
+
+def read_records(directories: Sequence[JobDir], transport: Transport) -> list[Record]:
+    """The records of several jobs, in one go."""
+    texts = transport.texts([directory.record for directory in directories])
+    return [parse_record(texts.get(directory.record, "")) for directory in directories]

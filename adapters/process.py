@@ -5,22 +5,27 @@ The native id is the process id of the wrapper, which leads a session and proces
 
 from __future__ import annotations
 
-import os
 import re
 import shlex
-from collections.abc import Sequence
+import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Optional
 
-from execute_batch_scheduler.adapters.jobdir import JobDir, Record
+from execute_batch_scheduler.adapters.jobdir import JobDir, Record, read_records
 from execute_batch_scheduler.adapters.slurm import submit_environment
-from execute_batch_scheduler.adapters.tracking import Details, Pace, Report, Tracker
-from execute_batch_scheduler.adapters.transport import Local, Transport, TransportError
+from execute_batch_scheduler.adapters.tracking import Details, OutcomeUnknown, Pace, Report, Tracker
+from execute_batch_scheduler.adapters.transport import Local, Transport, TransportError, Unanswered
+
+from execute_batch_scheduler.adapters import ssh
 
 from psij import InvalidJobException, Job, JobExecutor, JobExecutorConfig, JobSpec, JobState, JobStatus, SubmitException
 
 _TIMEOUT = 30.0
 _KILL_AFTER = 5  # seconds from TERM to KILL when a job is cancelled
+_LOOKS = (0.2, 1, 3)  # seconds before each look for a process whose start was not confirmed
+# That other users cannot be meant: ps -u of a number.
+_LIST = ["/bin/bash", "-p", "-c", 'exec ps -ww -u "$UID" -o pid=,stat=,args=']
 
 # A background child of a shell has SIGINT and SIGQUIT ignored, and what is ignored at its start a script cannot get
 # back: hence the trap. The id is told only when every redirection has succeeded.
@@ -117,14 +122,14 @@ class ProcessExecutor(JobExecutor):
     Parameters
     ----------
     url
-        Not used yet.
+        ``ssh://[user@]host[:port]`` for those of another machine; None is this one.
     config
         PSI/J's configuration. A job that does not run our wrapper yet gets a job directory below its work_directory.
     """
 
     def __init__(self, url: Optional[str] = None, config: Optional[JobExecutorConfig] = None) -> None:
         super().__init__(url=url, config=config or JobExecutorConfig())
-        self.transport: Transport = Local()
+        self.transport: Transport = ssh.transport(url) if url else Local()
         # No scheduler is bothered by a question, and ps answers it.
         pace = Pace(queued=0.5, queued_most=1.0, running=5.0, ended=0.0, ended_most=0.5, forgotten=0.2)
         self.tracker = Tracker(self.name, self.transport, self.ask, self._set_job_status, pace)
@@ -138,13 +143,17 @@ class ProcessExecutor(JobExecutor):
             job.spec = spec = self._wrapped(job, spec)
         try:
             result = self.transport.run(
-                ["/bin/bash", "-p", "-c", start_script(spec)], timeout=_TIMEOUT, environment=_environment(spec)
+                ["/bin/bash", "-p", "-c", start_script(spec)],
+                timeout=_TIMEOUT,
+                environment=_environment(spec, self.transport.environment),
             )
+            if not result.stdout.strip().isdigit():
+                raise SubmitException(result.stderr.strip() or "the process could not be started")
+            job._native_id = int(result.stdout)
+        except Unanswered as error:
+            job._native_id = self._found_out(job, error)
         except TransportError as error:
             raise SubmitException(str(error)) from error
-        if not result.stdout.strip().isdigit():
-            raise SubmitException(result.stderr.strip() or "the process could not be started")
-        job._native_id = int(result.stdout)
         self._set_job_status(job, JobStatus(JobState.ACTIVE, metadata={"native_id": job.native_id}))
         self.tracker.register_job(job)
 
@@ -176,7 +185,7 @@ class ProcessExecutor(JobExecutor):
 
     def list(self) -> list[str]:
         """See PSI/J: the processes of this user that run our wrapper."""
-        result = self.transport.run(["ps", "-ww", "-u", str(os.getuid()), "-o", "pid=,stat=,args="], timeout=_TIMEOUT)
+        result = self.transport.run(_LIST, timeout=_TIMEOUT)
         return [pid for pid, args in parse_processes(result.stdout).items() if re.search(r"/jobs/[^/]+/run$", args)]
 
     def inspect(self, job: Job) -> Details:
@@ -189,7 +198,7 @@ class ProcessExecutor(JobExecutor):
 
     def look_up(self, jobs: Sequence[Job], since: float) -> dict[str, str]:
         """Process ids of jobs whose start was not seen, by PSI/J id. `since` is of no use here."""
-        result = self.transport.run(["ps", "-ww", "-u", str(os.getuid()), "-o", "pid=,stat=,args="], timeout=_TIMEOUT)
+        result = self.transport.run(_LIST, timeout=_TIMEOUT)
         processes = parse_processes(result.stdout)
         found = {}
         for job in jobs:
@@ -199,9 +208,34 @@ class ProcessExecutor(JobExecutor):
                 found[job.id] = min(pids, key=int)  # the wrapper; the keeper, its child, has the same command
         return found
 
+    def _found_out(self, job: Job, error: Unanswered) -> int:
+        """The process id of a job whose start was not confirmed, from its record or by a look for its process.
+
+        If there is none, the caller removes the job directory, without which it cannot be started any more.
+        """
+        directory = JobDir.of(job.spec)
+        assert directory is not None
+        asked = False
+        for pause in _LOOKS:
+            time.sleep(pause)
+            try:
+                attempt = directory.read(self.transport).attempt
+                number = (attempt and attempt.native_id) or self.look_up([job], 0.0).get(job.id)
+                asked = True
+            except TransportError:
+                continue
+            if number is not None:
+                return int(number)
+        if asked:
+            raise SubmitException(str(error)) from error
+        raise OutcomeUnknown(f"{error}\nWhether the job was started is not known") from error
+
     def _wrapped(self, job: Job, spec: JobSpec) -> JobSpec:
         """The same job, run by our wrapper: a detached process tells nobody else its exit code."""
-        directory = JobDir.new(str(self.config.work_directory / self.name), job.id)
+        root = str(self.config.work_directory / self.name)
+        if self.transport.host is not None:
+            root = f"{self.transport.environment['HOME']}/.psij/work/{self.name}"  # the configuration's is ours
+        directory = JobDir.new(root, job.id)
         script = f"#!/bin/bash -p\nexec {shlex.join([spec.executable or '', *(spec.arguments or [])])}\n"
         directory.create(self.transport, script.encode(), {})
         executable, arguments = directory.command
@@ -237,9 +271,10 @@ class ProcessExecutor(JobExecutor):
 
     def ask(self, jobs: Sequence[Job]) -> dict[str, Report]:
         """How jobs are, by PSI/J id: their records, and whether their processes live."""
+        directories = {job.id: directory for job in jobs if (directory := JobDir.of(job.spec))}
 
         def records() -> dict[str, Record]:
-            return {job.id: directory.read(self.transport) for job in jobs if (directory := JobDir.of(job.spec))}
+            return dict(zip(directories, read_records(list(directories.values()), self.transport)))
 
         before = records()
         open_jobs = [job for job in jobs if not (attempt := before[job.id].attempt) or attempt.ended is None]
@@ -249,8 +284,25 @@ class ProcessExecutor(JobExecutor):
         return {key: verdict(record, key in alive) for key, record in records().items()}
 
 
-def _environment(spec: JobSpec) -> dict[str, str]:
-    environment = submit_environment(os.environ) if spec.inherit_environment else {}
+class SSHExecutor(ProcessExecutor):
+    """The same on another machine; registered as ``ssh``.
+
+    Parameters
+    ----------
+    url
+        ``ssh://[user@]host[:port]``.
+    config
+        PSI/J's configuration.
+    """
+
+    def __init__(self, url: Optional[str] = None, config: Optional[JobExecutorConfig] = None) -> None:
+        if not url:
+            raise ValueError('the executor "ssh" wants a url="ssh://user@machine:22"')
+        super().__init__(url=url, config=config)
+
+
+def _environment(spec: JobSpec, base: Mapping[str, str]) -> dict[str, str]:
+    environment = submit_environment(base) if spec.inherit_environment else {}
     environment.update(spec.environment or {})
     if spec.attributes is not None and spec.attributes.duration is not None:
         environment["EXECUTE_TIME_LIMIT"] = str(int(spec.attributes.duration.total_seconds()))

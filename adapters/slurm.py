@@ -5,7 +5,7 @@ The pure half (argv, job id, parsers) comes first; options are sbatch's, https:/
 
 from __future__ import annotations
 
-import os
+import calendar
 import re
 import shlex
 import time
@@ -19,6 +19,8 @@ from typing import IO, Optional
 from execute_batch_scheduler.adapters.jobdir import JobDir, Record
 from execute_batch_scheduler.adapters.tracking import Details, OutcomeUnknown, Report, Tracker
 from execute_batch_scheduler.adapters.transport import Local, Result, Transport, TransportError
+
+from execute_batch_scheduler.adapters import ssh
 
 from psij import Job, JobSpec, JobState, JobStatus, ResourceSpecV1, SubmitException
 from psij.executors.batch.slurm import SlurmExecutorConfig, SlurmJobExecutor
@@ -230,7 +232,7 @@ def submit_environment(environment: Mapping[str, str]) -> dict[str, str]:
 
 def question_environment(environment: Mapping[str, str]) -> dict[str, str]:
     """What the other commands may see, so that their output has the form that is parsed here."""
-    return {name: value for name, value in environment.items() if not _QUESTION_VARIABLES.match(name)}
+    return {**{name: value for name, value in environment.items() if not _QUESTION_VARIABLES.match(name)}, "TZ": "UTC0"}
 
 
 def parse_show_job(out: str) -> Optional[Report]:
@@ -361,7 +363,7 @@ def _exit_code(state: str, code: int, signal: int) -> Optional[int]:
 
 def _time(text: str) -> Optional[float]:
     try:
-        return time.mktime(time.strptime(text, "%Y-%m-%dT%H:%M:%S"))
+        return float(calendar.timegm(time.strptime(text, "%Y-%m-%dT%H:%M:%S")))
     except ValueError:  # Unknown, N/A, (null)
         return None
 
@@ -375,13 +377,14 @@ class TrackedSlurmExecutor(SlurmJobExecutor):
     Parameters
     ----------
     url
-        Not used yet.
+        ``ssh://[user@]host[:port]`` for a cluster behind another machine; None is the one of this machine.
     config
         PSI/J's configuration; its polling settings have no effect.
     """
 
     def __init__(self, url: Optional[str] = None, config: Optional[SlurmExecutorConfig] = None) -> None:
-        self.transport: Transport = Local()  # the base class starts the tracker
+        self.transport: Transport = ssh.transport(url) if url else Local()  # the base class starts the tracker
+        self._submissions: dict[str, tuple[str, bytes]] = {}  # PSI/J id and text, by a submit file's path
         self._accounting = True
         self.messages: dict[str, str] = {}  # what sbatch said of jobs that it took, by PSI/J id
         super().__init__(url=url, config=config)
@@ -391,7 +394,18 @@ class TrackedSlurmExecutor(SlurmJobExecutor):
     def generate_submit_script(self, job: Job, context: Mapping[str, object], submit_file: IO[str]) -> None:
         """See PSI/J."""
         assert job.spec is not None
-        submit_file.write(submit_script(job.spec))
+        text = submit_script(job.spec)
+        path = self._submit_path(job, Path(submit_file.name))
+        self._submissions[path] = job.id, text.encode(errors="surrogateescape")
+        if self.transport.host is None:
+            submit_file.write(text)
+
+    def _submit_path(self, job: Job, local: Path) -> str:
+        """The submit file where sbatch runs: in the job directory, so that it goes when that goes."""
+        if self.transport.host is None:
+            return str(local.absolute())
+        directory = JobDir.of(job.spec)
+        return f"{directory.path}/submit" if directory else f"{self.transport.environment['HOME']}/.{local.name}"
 
     def get_submit_command(self, job: Job, submit_file_path: Path) -> list[str]:
         """See PSI/J."""
@@ -400,7 +414,7 @@ class TrackedSlurmExecutor(SlurmJobExecutor):
         # The script has no use for the job directory as its argument; Slurm's record of the command has: it is the mark
         # by which a job is found again, and known from another one of the same number.
         mark = [directory.path] if directory else []
-        return ["sbatch", "--parsable", *submit_arguments(job.spec), str(submit_file_path.absolute()), *mark]
+        return ["sbatch", "--parsable", *submit_arguments(job.spec), self._submit_path(job, submit_file_path), *mark]
 
     def job_id_from_submit_output(self, out: str) -> str:
         """See PSI/J."""
@@ -431,7 +445,7 @@ class TrackedSlurmExecutor(SlurmJobExecutor):
 
     def _ensure_work_dir(self) -> None:
         """Submit files hold the job's environment: nobody else is to read them."""
-        Local().make(str(self.work_directory))
+        self.work_directory.mkdir(parents=True, exist_ok=True)
         self.work_directory.chmod(0o700)
 
     def _start_queue_poll_thread(self) -> Tracker:  # type: ignore[override]
@@ -439,8 +453,10 @@ class TrackedSlurmExecutor(SlurmJobExecutor):
         return self.tracker
 
     def _run_command(self, cmd: list[str]) -> str:
+        path = next((word for word in cmd if word in self._submissions), "")
+        job, script = self._submissions.pop(path, ("", b""))
         try:
-            result = self._run(cmd)
+            result = self._run(cmd, {path: script} if script and self.transport.host is not None else None)
         except TransportError as error:
             raise SubmitException(str(error)) from error
         if result.exit_code != 0:
@@ -448,8 +464,8 @@ class TrackedSlurmExecutor(SlurmJobExecutor):
             if result.exit_code < 0:
                 said += f"\n{cmd[0]} was killed: status {result.exit_code}"
             raise CalledProcessError(result.exit_code, cmd, output=said)
-        if cmd[0] == "sbatch" and result.stderr.strip():  # a site's plugins speak there: "routed to partition x"
-            self.messages[next(Path(word).stem for word in cmd if word.endswith(".job"))] = result.stderr.strip()
+        if job and result.stderr.strip():  # a site's plugins speak there: "routed to partition x"
+            self.messages[job] = result.stderr.strip()
         return result.stdout
 
     def _read_aux_files(self, job: Job, status: JobStatus) -> None:
@@ -460,14 +476,18 @@ class TrackedSlurmExecutor(SlurmJobExecutor):
     def submit(self, job: Job) -> None:
         """See PSI/J; of a job that is refused nothing is left."""
         submitted = time.time()
+        local = self.work_directory / f"{job.id}.job"
         try:
             super().submit(job)
         except SubmitException as error:
             if _OUTCOME_UNKNOWN.search(str(error)):
                 self._adopt(job, submitted, error)
                 return
-            Local().remove(str(self.work_directory / f"{job.id}.job"))
+            local.unlink(missing_ok=True)
             raise
+        finally:
+            if self.transport.host is not None:
+                local.unlink(missing_ok=True)  # it was written over there
 
     def output_paths(self, native_id: str) -> tuple[Optional[str], Optional[str]]:
         """Where a job's output goes as far as Slurm tells; the second is None where both go to one file."""
@@ -490,7 +510,7 @@ class TrackedSlurmExecutor(SlurmJobExecutor):
         lines = result.stdout.splitlines()
         found = {job.id: line.partition("|")[0] for job in jobs for line in lines if _mark(job) in line}
         if len(found) < len(jobs) and self._accounting:
-            start = time.strftime("%Y-%m-%dT%H:%M:%S", time.localtime(since - 60))
+            start = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(since - 60))
             result = self._run(["sacct", "-n", "-P", "-X", "-S", start, "-o", "JobIDRaw,SubmitLine"])
             lines = result.stdout.splitlines() if result.exit_code == 0 else []
             told = {job.id: line.partition("|")[0] for job in jobs for line in lines if _mark(job) in line}
@@ -528,10 +548,12 @@ class TrackedSlurmExecutor(SlurmJobExecutor):
         """The job's own record as last read. No I/O."""
         return self.tracker.record(job)
 
-    def _run(self, command: Sequence[str]) -> Result:
+    def _run(self, command: Sequence[str], put: Optional[Mapping[str, bytes]] = None) -> Result:
+        environment = self.transport.environment
         if command[0] == "sbatch":
-            return self.transport.run(command, timeout=_SUBMIT_TIMEOUT, environment=submit_environment(os.environ))
-        return self.transport.run(command, timeout=_QUESTION_TIMEOUT, environment=question_environment(os.environ))
+            environment = submit_environment(environment)
+            return self.transport.run(command, timeout=_SUBMIT_TIMEOUT, environment=environment, put=put)
+        return self.transport.run(command, timeout=_QUESTION_TIMEOUT, environment=question_environment(environment))
 
     def ask(self, jobs: Sequence[Job]) -> dict[str, Report]:
         """How jobs are, by PSI/J id: the controller tells, then accounting of those it has forgotten."""

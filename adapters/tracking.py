@@ -12,14 +12,14 @@ import logging
 import queue
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Optional, Protocol
 from weakref import WeakKeyDictionary
 
-from execute_batch_scheduler.adapters.jobdir import JobDir, Record
-from execute_batch_scheduler.adapters.transport import Transport, TransportError
+from execute_batch_scheduler.adapters.jobdir import JobDir, Record, parse_record, read_records
+from execute_batch_scheduler.adapters.transport import Marks, Transport, TransportError
 
 from psij import Job, JobState, JobStatus, SubmitException
 
@@ -145,7 +145,7 @@ class Tracker:
         self._ask = ask
         self._deliver = deliver
         self._entries: dict[str, _Entry] = {}
-        self._seen: dict[str, set[str]] = {}
+        self._marks: dict[str, Marks] = {}
         self._ended: WeakKeyDictionary[Job, _Entry] = WeakKeyDictionary()
         self._lock = threading.RLock()
         self._wake = threading.Event()
@@ -161,6 +161,11 @@ class Tracker:
         if job.status.state is JobState.QUEUED:
             entry.details = Details(native_state=self._queued)
         with self._lock:
+            if entry.directory:
+                folder = entry.directory.events
+                if folder not in self._marks:
+                    self._marks[folder] = self._transport.marks(folder, self._wake.set)
+                self._marks[folder].hurry()
             self._entries[job.id] = entry
             if not self._running:
                 self._running = True
@@ -235,8 +240,11 @@ class Tracker:
     def _watch(self) -> None:
         while True:
             try:
-                self._look()
                 self._put_questions()
+                self._look()
+            except TransportError as error:
+                logger.info("%s: %s", self._name, error)
+                time.sleep(1)
             except Exception:  # a thread that dies would leave every job as it is, for ever
                 logger.exception("%s: looking at the jobs failed; going on", self._name)
                 time.sleep(1)
@@ -261,34 +269,39 @@ class Tracker:
         now = time.monotonic()
         with self._lock:
             entries = [entry for entry in self._entries.values() if entry.directory]
-        marked = self._marked({entry.directory.events for entry in entries if entry.directory})
+        marked = self._marked()
         for entry in entries:
             assert entry.directory
-            if entry.directory.path in marked or now >= entry.next_look:
+            if entry.directory.path in marked:
+                record = marked[entry.directory.path]
+                if record is None:
+                    entry.next_look = 0.0  # now, or as soon as it can be read
+                else:
+                    self._take_text(entry, record)
+        due = [entry for entry in entries if now >= entry.next_look]
+        if due:
+            for entry, record_read in zip(due, self._records(due)):
                 entry.next_look = now + self.pace.sweep
-                record = entry.directory.read(self._transport)
-                if record != entry.record:
-                    self._take_record(entry, record)
+                if record_read != entry.record:
+                    self._take_record(entry, record_read)
 
-    def _marked(self, folders: Iterable[str]) -> set[str]:
-        """Paths of the job directories for which there are marks not seen before."""
-        marked = set()
-        for folder in folders:
-            names = set(self._transport.names(folder))
-            if folder not in self._seen:
-                names -= self._sweep_out(folder, names)
-            fresh = names - self._seen.get(folder, set())
-            self._seen[folder] = names
-            marked |= {f"{folder[: -len('/events')]}/jobs/{name.split('.', 1)[0]}" for name in fresh}
+    def _records(self, entries: Sequence[_Entry]) -> list[Record]:
+        """The records of jobs as they are now; of a job without a directory an empty one."""
+        read = iter(read_records([entry.directory for entry in entries if entry.directory], self._transport))
+        return [next(read) if entry.directory else Record() for entry in entries]
+
+    def _marked(self) -> dict[str, Optional[str]]:
+        """Paths of the job directories for which there are marks not seen before, and their records where they came."""
+        marked = {}
+        for folder, marks in list(self._marks.items()):
+            for name, record in marks.fresh().items():
+                marked[f"{folder[: -len('/events')]}/jobs/{name.split('.', 1)[0]}"] = record
         return marked
 
-    def _sweep_out(self, folder: str, names: set[str]) -> set[str]:
-        """Remove the marks of jobs submitted more than an hour ago: whoever tracks them has long seen these."""
-        hour_ago = time.strftime("%Y%m%dT%H%M%S", time.gmtime(time.time() - 3600))
-        old = {name for name in names if name < hour_ago}
-        for name in old:
-            self._transport.remove(f"{folder}/{name}")
-        return old
+    def _take_text(self, entry: _Entry, text: str) -> None:
+        record = parse_record(text)
+        if record != entry.record:
+            self._take_record(entry, record)
 
     def _take_record(self, entry: _Entry, record: Record) -> None:
         with self._lock:
@@ -331,30 +344,27 @@ class Tracker:
             entries = self._questions.get()
             try:
                 reports = self._ask([entry.job for entry in entries])
+                # The record may have come while the question was under way.
+                for entry, record in zip(entries, self._records(entries)):
+                    self._take_answer(entry, reports.get(entry.job.id), record)
             except TransportError as error:
                 logger.info("%s: %s", self._name, error)
-                for entry in entries:
-                    self._unanswered(entry)
+                self._unanswered(entries)
             except Exception:
                 logger.exception("%s: a question failed; asking again", self._name)
-                for entry in entries:
-                    self._unanswered(entry)
-            else:
-                for entry in entries:
-                    self._take_answer(entry, reports.get(entry.job.id))
+                self._unanswered(entries)
             self._wake.set()
 
-    def _unanswered(self, entry: _Entry) -> None:
-        with self._lock:
-            entry.asked = False
-            if entry.details.unanswered_since is None:
-                entry.details = replace(entry.details, unanswered_since=time.time())
-            self._ask_again(entry, self.pace.unanswered, self.pace.unanswered_most)
-        self._tell(entry)
+    def _unanswered(self, entries: Sequence[_Entry]) -> None:
+        for entry in (entry for entry in entries if entry.asked):
+            with self._lock:
+                entry.asked = False
+                if entry.details.unanswered_since is None:
+                    entry.details = replace(entry.details, unanswered_since=time.time())
+                self._ask_again(entry, self.pace.unanswered, self.pace.unanswered_most)
+            self._tell(entry)
 
-    def _take_answer(self, entry: _Entry, report: Optional[Report]) -> None:
-        # The record may have come while the question was under way.
-        record = entry.directory.read(self._transport) if entry.directory else entry.record
+    def _take_answer(self, entry: _Entry, report: Optional[Report], record: Record) -> None:
         if record != entry.record:
             self._take_record(entry, record)
         attempt = record.attempt

@@ -6,7 +6,8 @@ import os
 import shlex
 import signal
 import subprocess
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Optional, Protocol
@@ -37,23 +38,66 @@ class TransportError(Exception):
     """A command could not be started, or did not answer in time; the message says which and where."""
 
 
+_TEXT_LIMIT = 1 << 20
+
+
 class Unanswered(TransportError):
     """The command was started and gave no answer in time: what it did is not known."""
+
+
+class Unreachable(TransportError):
+    """There is no connection to the machine, and none can be made now; the message says why and what to do."""
+
+
+class Marks(Protocol):
+    """A directory of marks, whose names say that something happened; see `jobdir`."""
+
+    def fresh(self) -> dict[str, Optional[str]]:
+        """The names that are new since the last call, and the record of their job where it came along. No waiting."""
+
+    def hurry(self) -> None:
+        """Look soon: something is about to happen."""
+
+
+class Growing(Protocol):
+    """A file that grows, read from where the last reading ended."""
+
+    restarts: int
+    """How often it was found truncated or replaced, and was begun anew."""
+
+    def read(self, most: int) -> bytes:
+        """What has come since, at most so many bytes; nothing where there is no file. No waiting, until `finish`."""
+
+    def finish(self) -> None:
+        """Nobody writes any more: from now on nothing means the end of the file."""
 
 
 class Transport(Protocol):
     """Commands and files of one machine."""
 
     host: Optional[str]
+    piece: int
+    """How many bytes of a file are well read at once."""
 
-    def run(self, command: Sequence[str], *, timeout: float, environment: Optional[Mapping[str, str]] = None) -> Result:
-        """Run a command to its end; an exit code other than 0 is no error here."""
+    @property
+    def environment(self) -> Mapping[str, str]:
+        """The variables that commands have there."""
 
-    def make(self, path: str) -> None:
-        """Make a private directory, and those above it, where there is none."""
+    def run(
+        self,
+        command: Sequence[str],
+        *,
+        timeout: float,
+        environment: Optional[Mapping[str, str]] = None,
+        put: Optional[Mapping[str, bytes]] = None,
+    ) -> Result:
+        """Run a command to its end, after private files were written; an exit code other than 0 is no error here."""
 
-    def create(self, path: str, files: Mapping[str, tuple[bytes, int]]) -> None:
-        """Make a private directory holding `files`, name -> (content, mode); on failure nothing is left."""
+    def create(self, path: str, files: Mapping[str, tuple[bytes, int]], beside: Sequence[str] = ()) -> None:
+        """Make a private directory holding `files`, name -> (content, mode); on failure nothing is left of it.
+
+        Directories `beside` it are made too where there are none, and all above.
+        """
 
     def append(self, path: str, data: bytes) -> None:
         """Add to a file."""
@@ -61,26 +105,47 @@ class Transport(Protocol):
     def read(self, path: str, offset: int = 0, limit: int = -1) -> bytes:
         """Read a file from `offset` on, at most `limit` bytes; FileNotFoundError where there is none."""
 
+    def texts(self, paths: Sequence[str]) -> dict[str, str]:
+        """Small text files, all at once; those that are not there are left out."""
+
     def exists(self, path: str) -> bool:
         """Whether there is something of that name."""
 
     def size(self, path: str) -> int:
         """The size of a file in bytes; FileNotFoundError where there is none."""
 
-    def names(self, path: str) -> list[str]:
-        """The names in a directory; none where there is no directory."""
+    def remove(self, paths: Sequence[str]) -> int:
+        """Remove files, or directories with all in them, where they are there; how many bytes that freed."""
 
-    def remove(self, path: str) -> None:
-        """Remove a file, or a directory with all in it, where it is there."""
+    def marks(self, folder: str, wake: Callable[[], None]) -> Marks:
+        """A directory of marks; `wake` is called when some came, if that shows by itself."""
+
+    def follow(self, path: str, offset: int, wake: Callable[[], None]) -> Growing:
+        """A file that grows; `wake` is called when something came, if that shows by itself."""
 
 
 class Local:
     """The machine that we run on."""
 
     host: Optional[str] = None
+    piece = 1 << 16
 
-    def run(self, command: Sequence[str], *, timeout: float, environment: Optional[Mapping[str, str]] = None) -> Result:
+    @property
+    def environment(self) -> Mapping[str, str]:
+        """The variables of our own process."""
+        return os.environ
+
+    def run(
+        self,
+        command: Sequence[str],
+        *,
+        timeout: float,
+        environment: Optional[Mapping[str, str]] = None,
+        put: Optional[Mapping[str, bytes]] = None,
+    ) -> Result:
         """Run a command in a session of its own, so that a kernel's interrupt cannot kill it halfway."""
+        for path, data in (put or {}).items():
+            _write(path, data, 0o600)
         try:
             process = subprocess.Popen(
                 list(command),
@@ -100,25 +165,18 @@ class Local:
             raise Unanswered(f"{shlex.join(command)} gave no answer on this machine within {timeout:g} s") from None
         return Result(tuple(command), None, process.returncode, _text(out), _text(err))
 
-    def make(self, path: str) -> None:
-        """Make a private directory, and those above it, where there is none."""
-        if os.path.isdir(path):
-            return
-        missing = [folder for folder in (Path(path), *Path(path).parents) if not folder.exists()]
-        for folder in reversed(missing):  # pathlib's mkdir(parents=True) leaves those above to the umask
-            folder.mkdir(mode=0o700, exist_ok=True)
-
-    def create(self, path: str, files: Mapping[str, tuple[bytes, int]]) -> None:
-        """Make a private directory holding `files`."""
+    def create(self, path: str, files: Mapping[str, tuple[bytes, int]], beside: Sequence[str] = ()) -> None:
+        """Make a private directory holding `files`, and the directories `beside` it."""
         folder = Path(path)
-        self.make(str(folder.parent))
+        for needed in (*map(Path, beside), folder.parent):
+            for missing in reversed([one for one in (needed, *needed.parents) if not one.exists()]):
+                missing.mkdir(mode=0o700, exist_ok=True)  # mkdir(parents=True) leaves those above to the umask
         folder.mkdir(mode=0o700)
         try:
             for name, (content, mode) in files.items():
-                with open(os.open(folder / name, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode), "wb") as file:
-                    file.write(content)
+                _write(str(folder / name), content, mode)
         except OSError:
-            self.remove(path)
+            self.remove([path])
             raise
 
     def append(self, path: str, data: bytes) -> None:
@@ -132,6 +190,16 @@ class Local:
             file.seek(offset)
             return file.read(limit) or b""
 
+    def texts(self, paths: Sequence[str]) -> dict[str, str]:
+        """Small text files."""
+        found = {}
+        for path in paths:
+            try:
+                found[path] = _text(self.read(path, limit=_TEXT_LIMIT))
+            except (FileNotFoundError, NotADirectoryError):
+                continue
+        return found
+
     def exists(self, path: str) -> bool:
         """Whether there is something of that name."""
         return os.path.lexists(path)
@@ -141,21 +209,86 @@ class Local:
         with open(path, "rb", buffering=0) as file:
             return os.fstat(file.fileno()).st_size
 
-    def names(self, path: str) -> list[str]:
-        """The names in a directory."""
-        try:
-            return os.listdir(path)
-        except FileNotFoundError:
-            return []
-
-    def remove(self, path: str) -> None:
-        """Remove a file, or a directory with all in it."""
+    def remove(self, paths: Sequence[str]) -> int:
+        """Remove files, or directories with all in them."""
         import shutil
 
-        if os.path.isdir(path):
-            shutil.rmtree(path)
-        elif os.path.lexists(path):
-            os.unlink(path)
+        freed = 0
+        for path in filter(os.path.lexists, paths):
+            freed += sum(one.lstat().st_size for one in (Path(path), *Path(path).rglob("*")) if not one.is_dir())
+            if os.path.isdir(path) and not os.path.islink(path):
+                shutil.rmtree(path)
+            else:
+                os.unlink(path)
+        return freed
+
+    def marks(self, folder: str, wake: Callable[[], None]) -> Marks:
+        """A directory of marks, listed whenever it is asked for what is fresh."""
+        return _LocalMarks(folder)
+
+    def follow(self, path: str, offset: int, wake: Callable[[], None]) -> Growing:
+        """A file that grows, looked at whenever it is read."""
+        return _LocalGrowing(self, path, offset)
+
+
+class _LocalMarks:
+    def __init__(self, folder: str) -> None:
+        self._folder = folder
+        self._seen: Optional[set[str]] = None
+
+    def fresh(self) -> dict[str, Optional[str]]:
+        try:
+            names = set(os.listdir(self._folder))
+        except FileNotFoundError:
+            names = set()
+        if self._seen is None:
+            names -= self._sweep_out(names)
+        fresh = names - (self._seen or set())
+        self._seen = names
+        return dict.fromkeys(fresh)
+
+    def _sweep_out(self, names: set[str]) -> set[str]:
+        """Remove the marks of jobs submitted more than an hour ago: whoever tracks them has long seen these."""
+        old = {name for name in names if name < an_hour_ago()}
+        for name in old:
+            Path(self._folder, name).unlink(missing_ok=True)
+        return old
+
+    def hurry(self) -> None:
+        pass  # it looks when it is asked
+
+
+class _LocalGrowing:
+    def __init__(self, transport: Local, path: str, offset: int) -> None:
+        self.restarts = 0
+        self._transport = transport
+        self._path = path
+        self._offset = offset
+
+    def read(self, most: int) -> bytes:
+        try:
+            data = self._transport.read(self._path, self._offset, most)
+            if not data and self._offset and self._transport.size(self._path) < self._offset:
+                self.restarts += 1
+                self._offset = 0
+                data = self._transport.read(self._path, 0, most)
+        except FileNotFoundError:
+            return b""
+        self._offset += len(data)
+        return data
+
+    def finish(self) -> None:
+        pass  # it reads to the end anyway
+
+
+def an_hour_ago() -> str:
+    """What names of marks that are older begin with, or sort before."""
+    return time.strftime("%Y%m%dT%H%M%S", time.gmtime(time.time() - 3600))
+
+
+def _write(path: str, content: bytes, mode: int) -> None:
+    with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode), "wb") as file:
+        file.write(content)
 
 
 def _with_path(environment: Optional[Mapping[str, str]]) -> Optional[dict[str, str]]:

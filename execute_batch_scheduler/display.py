@@ -34,8 +34,11 @@ def submitted(job: Job) -> str:
     """The first line of a cell."""
     if job.wlm == "local":
         return f"Started on this machine with pid: {job.native_id}"
+    if job.wlm == "ssh":
+        return f"SSH started with pid: {job.native_id}"
     number = job.native_id.replace(";", " on cluster ")
-    return f"Submitted batch job {number}" + ("" if job.wlm == "slurm" else f" ({job.wlm})")
+    where = f" at {job.host}" if job.host else ""
+    return f"Submitted batch job {number}{where}" + ("" if job.wlm == "slurm" else f" ({job.wlm})")
 
 
 def attached(job: Job) -> str:
@@ -46,9 +49,10 @@ def attached(job: Job) -> str:
 def ended(job: Job) -> str:
     """The last line of a cell."""
     state = job.native_state or str(job.state)
-    if job.wlm == "local" and state == "COMPLETED":
+    alone = job.wlm in ("local", "ssh")
+    if alone and state == "COMPLETED":
         return "Done"
-    what = "process" if job.wlm == "local" else "batch job"
+    what = "process" if alone else "batch job"
     code = f", exit code {job.exit_code}" if job.exit_code else ""
     return f"End {what} {job.native_id} Status:  {state}{code}"
 
@@ -60,9 +64,8 @@ def waiting(job: Job) -> str:
     if details.expected_start and details.expected_start > time.time():
         parts.append(f"expected start {datetime.fromtimestamp(details.expected_start):%Y-%m-%d %H:%M}")
     if details.unanswered_since:
-        parts.append(
-            f"the scheduler has not answered since {datetime.fromtimestamp(details.unanswered_since):%H:%M:%S}"
-        )
+        since = f"{datetime.fromtimestamp(details.unanswered_since):%H:%M:%S}"
+        parts.append(f"{job.host or 'the scheduler'} has not answered since {since}")
     said = plain("; ".join(filter(None, parts)))
     return f"{WAITING} ({said})" if said else WAITING
 

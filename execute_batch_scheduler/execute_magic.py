@@ -31,6 +31,9 @@ _OWN = {
         Option("workloadmanager", REQUIRED, group="wlm"),
         Option("target", REQUIRED),
         Option("host", REQUIRED),
+        Option("user", REQUIRED),
+        Option("port", REQUIRED),
+        Option("identity", REQUIRED),
         Option("shell", REQUIRED),
         Option("bg", NONE),
         Option("amgr", REQUIRED),
@@ -92,6 +95,8 @@ class ExecuteMagics(Magics):
 
         --wlm=NAME             slurm, local, psij:NAME; also --workloadmanager. Default: Slurm where it is, else here
         --target=NAME          a target of the settings files: a backend with its flags, environment and so on
+        --host=MACHINE         run it there by SSH, or by the scheduler behind that login; as [user@]machine[:port]
+        --user, --port, --identity=FILE   for --host, where the ssh configuration does not say them
         --shell=SHELL          what runs the cell, with arguments if need be; default: the cell's #! line, or bash
         --bg                   do not wait; returns the handle
         --amgr=VAR             put the handle into VAR, at once
@@ -163,7 +168,8 @@ class ExecuteMagics(Magics):
         own, scheduler, native = self._parse(line)
         from execute_batch_scheduler.submit import submit_script
 
-        given: dict[str, Any] = {name: own.get(name) for name in ("wlm", "target", "host", "shell")}
+        given: dict[str, Any] = {name: own.get(name) for name in ("wlm", "target", "identity", "shell")}
+        given["host"] = _host(own)
         if "dry-run" in own:
             plan = submit_script(cell, scheduler, native=native, dry_run=True, **given)
             print("\n".join([*plan.notices, str(plan)]))
@@ -227,6 +233,18 @@ class ExecuteMagics(Magics):
         }
         self.shell.push({_HANDLE: job})
         self.shell.push({own[name]: values[name] for name in _VARIABLES if name in own and values[name] is not None})
+
+
+def _host(own: dict[str, str]) -> Optional[str]:
+    """The machine with what else was said of it."""
+    host = own.get("host")
+    if host is None and own.keys() & {"user", "port", "identity"}:
+        raise BadUsage("--user, --port and --identity go with --host")
+    if host and "user" in own:
+        host = f"{own['user']}@{host.rpartition('@')[2]}"
+    if host and "port" in own:
+        host = f"{host}:{own['port']}"
+    return host
 
 
 def _is_own(flag: Flag) -> bool:

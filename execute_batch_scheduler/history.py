@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+import concurrent.futures
 import re
 import time
+import warnings
 from collections.abc import Iterable, Sequence
 from datetime import timedelta
-from pathlib import Path
 from typing import Any, Optional, Union
 
 from execute_batch_scheduler import display, journal
-from execute_batch_scheduler.adapters import stock
-from execute_batch_scheduler.adapters.jobdir import JobDir
+from execute_batch_scheduler.adapters import ssh, stock
+from execute_batch_scheduler.adapters.jobdir import JobDir, Record, read_records
 from execute_batch_scheduler.adapters.slurm import TrackedSlurmExecutor
 from execute_batch_scheduler.adapters.tracking import Report, judged
-from execute_batch_scheduler.adapters.transport import Local, TransportError
+from execute_batch_scheduler.adapters.transport import Local, Transport, TransportError
 from execute_batch_scheduler.errors import BadUsage, ExecuteError
 from execute_batch_scheduler.job import Job
 from execute_batch_scheduler.journal import Entry
@@ -77,7 +78,7 @@ def attach(
     wlm
         The backend, where the number alone is not enough.
     host
-        Not used yet.
+        The machine, as it was named when the job was submitted; where the number alone is not enough.
     executor
         A PSI/J executor to use.
 
@@ -95,11 +96,12 @@ def attach(
             or entry.key.startswith(number.lower() or "-")
         )
         and wlm in (None, entry.wlm)
-        and host == entry.host
+        and host in (None, entry.host)
     ]
-    if known:
-        return _attach_own(known[-1], executor)
-    return _attach_foreign(number, wlm, executor)
+    try:
+        return _attach_own(known[-1], executor) if known else _attach_foreign(number, wlm, host, executor)
+    except TransportError as error:
+        raise ExecuteError(f"job {number}: {error}") from error
 
 
 def clean(older: Union[str, float, timedelta]) -> tuple[int, int]:
@@ -112,12 +114,16 @@ def clean(older: Union[str, float, timedelta]) -> tuple[int, int]:
     """
     before = time.time() - seconds(older)
     old = [entry for entry in jobs() if _ended(entry) and (entry.ended or entry.at) < before]
-    freed = 0
-    for entry in old:
-        freed += sum(path.lstat().st_size for path in Path(entry.directory).rglob("*"))
-        Local().remove(entry.directory)
-    journal.drop({entry.key for entry in old})
-    return len(old), freed
+    freed, removed = 0, set()
+    for url in {entry.url for entry in old}:
+        mine = [entry for entry in old if entry.url == url]
+        try:
+            freed += (ssh.transport(url) if url else Local()).remove([entry.directory for entry in mine])
+            removed |= {entry.key for entry in mine}
+        except TransportError as error:
+            warnings.warn(f"{len(mine)} jobs are kept: {error}", stacklevel=2)
+    journal.drop(removed)
+    return len(removed), freed
 
 
 def seconds(age: Union[str, float, timedelta]) -> float:
@@ -146,33 +152,46 @@ def _psij_job(entry: Entry) -> psij.Job:
 
 
 def _refresh(entries: Sequence[Entry]) -> None:
-    """Bring noted jobs up to date: one question to each executor."""
-    for wlm in {entry.wlm for entry in entries}:
-        mine = {entry.key: entry for entry in entries if entry.wlm == wlm}
-        try:
-            _, executor = executor_for(wlm)
-            _learn_ids(executor, mine.values())
-            asked = {key: _psij_job(entry) for key, entry in mine.items() if entry.native_id}
-            reports = _ask(executor, list(asked.values())) if asked else {}
-        except (TransportError, ExecuteError) as error:
-            for entry in mine.values():
-                entry.native_state, entry.reason = "UNKNOWN", f"not answered: {error}".split("\n")[0]
-            continue
-        for key, entry in mine.items():
-            _take(entry, reports.get(key))
+    """Bring noted jobs up to date: one question to each executor, and machines that are away make none wait."""
+    groups = {(entry.wlm, entry.url) for entry in entries}
+    mine = [[entry for entry in entries if (entry.wlm, entry.url) == group] for group in groups]
+    if mine:
+        with concurrent.futures.ThreadPoolExecutor(len(mine)) as pool:
+            list(pool.map(_refresh_alike, mine))
 
 
-def _ask(executor: JobExecutor, jobs: list[psij.Job]) -> dict[str, Report]:
+def _refresh_alike(entries: Sequence[Entry]) -> None:
+    try:
+        _, executor = executor_for(entries[0].wlm, url=entries[0].url)
+        transport = _transport(executor)
+        _learn_ids(executor, entries, transport)
+        asked = {entry.key: _psij_job(entry) for entry in entries if entry.native_id}
+        reports = _ask(executor, list(asked.values()), transport) if asked else {}
+        records = read_records([JobDir(entry.directory) for entry in entries], transport)
+    except (TransportError, ExecuteError) as error:
+        for entry in entries:
+            entry.native_state, entry.reason = "UNKNOWN", f"not answered: {error}".split("\n")[0]
+        return
+    for entry, record in zip(entries, records):
+        _take(entry, reports.get(entry.key), record)
+
+
+def _transport(executor: JobExecutor) -> Transport:
+    return getattr(executor, "transport", None) or Local()
+
+
+def _ask(executor: JobExecutor, jobs: list[psij.Job], transport: Transport) -> dict[str, Report]:
     ask: Any = getattr(executor, "ask", None)
-    return ask(jobs) if ask else stock.ask(jobs, Local())
+    return ask(jobs) if ask else stock.ask(jobs, transport)
 
 
-def _learn_ids(executor: JobExecutor, entries: Iterable[Entry]) -> None:
+def _learn_ids(executor: JobExecutor, entries: Iterable[Entry], transport: Transport) -> None:
     """Native ids of jobs whose submission ended with the process that began it: from their records, or looked up."""
     missing = [entry for entry in entries if entry.native_id is None]
-    for entry in missing:
-        attempt = JobDir(entry.directory).read(Local()).attempt
-        entry.native_id = attempt.native_id if attempt else None
+    if not missing:
+        return
+    for entry, record in zip(missing, read_records([JobDir(entry.directory) for entry in missing], transport)):
+        entry.native_id = record.attempt.native_id if record.attempt else None
     missing = [entry for entry in missing if entry.native_id is None]
     look_up: Any = getattr(executor, "look_up", None)
     if missing and look_up:
@@ -183,9 +202,8 @@ def _learn_ids(executor: JobExecutor, entries: Iterable[Entry]) -> None:
                 journal.note(entry.key, native_id=entry.native_id)
 
 
-def _take(entry: Entry, report: Optional[Report]) -> None:
+def _take(entry: Entry, report: Optional[Report], record: Record) -> None:
     directory = JobDir(entry.directory)
-    record = directory.read(Local())
     if entry.native_id is None and time.time() - entry.at < _SUBMITTING:
         entry.native_state = "SUBMITTING"
         return
@@ -208,14 +226,16 @@ def _take(entry: Entry, report: Optional[Report]) -> None:
 
 
 def _attach_own(entry: Entry, executor: Optional[JobExecutor]) -> Job:
-    wlm, chosen = executor_for(entry.wlm, executor)
+    wlm, chosen = executor_for(entry.wlm, executor, url=entry.url)
+    transport = _transport(chosen)
+    record = JobDir(entry.directory).read(transport)
     if not _ended(entry) and entry.native_id is None:
-        _learn_ids(chosen, [entry])
-        _take(entry, None)
+        _learn_ids(chosen, [entry], transport)
+        _take(entry, None, record)
     job = _psij_job(entry)
     job._id = psij.Job().id  # the same job may be attached to more than once in one process
-    tracker = tracker_for(chosen, Local())
-    attempt = JobDir(entry.directory).read(Local()).attempt
+    tracker = tracker_for(chosen, transport)
+    attempt = record.attempt
     if _ended(entry):
         state = next(state for state in JobState if str(state) == entry.state)
         report = Report(
@@ -235,16 +255,19 @@ def _attach_own(entry: Entry, executor: Optional[JobExecutor]) -> Job:
         tracker.register_job(job)
     if not _ended(entry):
         tracker.hurry(job)
-    return Job(job, wlm=wlm, host=entry.host, tracker=tracker, transport=Local(), key=entry.key, submitted=entry.at)
+    return Job(job, wlm=wlm, host=entry.host, tracker=tracker, transport=transport, key=entry.key, submitted=entry.at)
 
 
-def _attach_foreign(number: str, wlm: Optional[str], executor: Optional[JobExecutor]) -> Job:
+def _attach_foreign(number: str, wlm: Optional[str], host: Optional[str], executor: Optional[JobExecutor]) -> Job:
     """A job that was not submitted here: the scheduler must know it, and tells where its output goes."""
     unknown = ExecuteError(f"no job {number} is known: it is not in the journal ({journal.folder()})")
     if not number.isdigit():
         raise unknown
     try:
-        wlm, chosen = executor_for(wlm or "slurm", executor)
+        url = None if host is None else ssh.parse_host(host).url
+        wlm, chosen = executor_for(wlm or "slurm", executor, url=url)
+    except ValueError as error:
+        raise BadUsage(f"host: {error}") from None
     except ExecuteError as error:
         raise ExecuteError(f"{unknown}, and no scheduler can be asked: {error}") from None
     if not isinstance(chosen, TrackedSlurmExecutor):
@@ -259,11 +282,11 @@ def _attach_foreign(number: str, wlm: Optional[str], executor: Optional[JobExecu
         raise ExecuteError(f"{unknown}, and Slurm does not know it (any more)")
     assert job.spec is not None
     job.spec.stdout_path, job.spec.stderr_path = chosen.output_paths(number)
-    tracker = tracker_for(chosen, Local())
+    tracker = tracker_for(chosen, chosen.transport)
     if report.final:
         job.executor = chosen
         tracker.settle(job, report)
     else:
         chosen.attach(job, number)
         tracker.hurry(job)
-    return Job(job, wlm=wlm, host=None, tracker=tracker, transport=Local())
+    return Job(job, wlm=wlm, host=chosen.transport.host, tracker=tracker, transport=chosen.transport)

@@ -108,6 +108,7 @@ class Job:
         self._tracker = tracker
         self._transport = transport
         self._changed = threading.Condition()
+        self._news = False  # output came by itself
         tracker.listen(psij_job, self._notice)
 
     # what it is
@@ -278,7 +279,7 @@ class Job:
 
     def open(self, stream: str, most: Optional[int] = None) -> output.Output:
         """A reader of ``"stdout"`` or ``"stderr"`` whose ``read()`` gives what has come since; see `output.Output`."""
-        return output.Output(self._transport, lambda: self._place(stream), most)
+        return output.Output(self._transport, lambda: self._place(stream), most, self._arrived)
 
     def follow(
         self,
@@ -307,7 +308,9 @@ class Job:
         last = time.monotonic()
         with self._tracker.watched(self.psij_job):
             while True:
-                done = self.done()
+                if done := self.done():
+                    for stream in streams.values():
+                        stream.finish()
                 pieces = [(name, text) for name, stream in streams.items() if (text := stream.read())]
                 yield from pieces
                 if pieces:
@@ -321,7 +324,8 @@ class Job:
                         yield "", ""
                     quiet = time.monotonic() - last
                     with self._changed:
-                        self._changed.wait_for(self.done, min(0.25, 0.03 + quiet / 200))
+                        self._changed.wait_for(lambda: self._news or self.done(), min(0.25, 0.03 + quiet / 200))
+                        self._news = False
         yield from ((name, text) for name, stream in streams.items() if (text := stream.rest()))
 
     def _place(self, stream: str) -> Optional[output.Place]:
@@ -365,6 +369,11 @@ class Job:
             self._changed.notify_all()
         if over:
             self.future.set_result("")
+
+    def _arrived(self) -> None:
+        with self._changed:
+            self._news = True
+            self._changed.notify_all()
 
     def _note_end(self) -> None:
         details = self.details

@@ -47,6 +47,7 @@ class Entry:
     at: float = 0.0
     wlm: str = ""
     host: Optional[str] = None
+    url: Optional[str] = None
     executor: str = ""
     name: Optional[str] = None
     directory: str = ""

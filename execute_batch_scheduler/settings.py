@@ -15,7 +15,12 @@ from execute_batch_scheduler import settings_file
 from execute_batch_scheduler.errors import BadUsage
 from execute_batch_scheduler.flags import Flag, parse
 
-_BUILT_IN = {"shell": "/bin/bash", "job_directory": "~/.execute_batch_scheduler", "on_interrupt": "cancel"}
+_BUILT_IN = {
+    "shell": "/bin/bash",
+    "job_directory": "~/.execute_batch_scheduler",
+    "on_interrupt": "cancel",
+    "ssh_client": "paramiko",
+}
 _INSTALLED = "execute_batch_scheduler_defaults"  # a module that an installation with options writes beside the package
 _SITE_FILE = "/etc/execute_batch_scheduler.toml"
 _FILE = "execute_batch_scheduler.toml"
@@ -54,8 +59,12 @@ class Choice:
         The directory under which job directories are made, absolute.
     on_interrupt
         ``"cancel"`` or ``"detach"``.
-    host, prologue, environment, executor_config
+    host, identity, prologue, environment, executor_config
         The target's.
+    root_there
+        The target's root of job directories on its host, as it is written; None if it names none.
+    ssh_client
+        ``"paramiko"`` or ``"program"``.
     flags
         All default flags, the strongest first; `default_flags` tells which count.
     """
@@ -65,6 +74,9 @@ class Choice:
     root: str
     on_interrupt: str
     host: Optional[str] = None
+    identity: Optional[str] = None
+    root_there: Optional[str] = None
+    ssh_client: str = "paramiko"
     prologue: str = ""
     environment: Mapping[str, str] = field(default_factory=dict)
     executor_config: Any = None
@@ -111,6 +123,8 @@ class Settings:
         The root under which job directories are made; compute nodes must see it.
     on_interrupt
         What Ctrl-C does to the job of a cell: ``"cancel"`` or ``"detach"``.
+    ssh_client
+        What connects to other machines: ``"paramiko"``, or ``"program"`` for the ssh program.
     flags
         Default flags: a text for the default backend, or a dict of texts by backend.
     executor_config
@@ -121,6 +135,7 @@ class Settings:
     shell: Optional[str] = None
     job_directory: Optional[str] = None
     on_interrupt: Optional[str] = None
+    ssh_client: Optional[str] = None
     flags: Union[str, Mapping[str, str], None] = None
     executor_config: Any = None
 
@@ -143,8 +158,9 @@ class Settings:
             With the file and line that is wrong; or for a target that is in no file.
         """
         places = self._places()
-        if target is not None:
-            places.append(_target(places, target))
+        named = _target(places, target) if target is not None else None
+        if named is not None:
+            places.append(named)
         said: dict[str, Any] = {}
         flags: list[_Flags] = []
         for place in places:  # the weakest first
@@ -157,6 +173,9 @@ class Settings:
             root=os.path.abspath(Path(said["job_directory"]).expanduser()),
             on_interrupt=said["on_interrupt"],
             host=said.get("host"),
+            identity=said.get("identity"),
+            root_there=named.values.get("job_directory") if named is not None else None,
+            ssh_client=said["ssh_client"],
             prologue=said.get("prologue", ""),
             environment={name: str(value) for name, value in said.get("environment", {}).items()},
             executor_config=said.get("executor_config"),

@@ -69,6 +69,11 @@ def _on_interrupt(at: Trail, value: object) -> Iterator[Complaint]:
         yield at, f"on_interrupt is 'cancel' or 'detach', and not {value!r}"
 
 
+def _ssh_client(at: Trail, value: object) -> Iterator[Complaint]:
+    if value not in ("paramiko", "program"):
+        yield at, f"ssh_client is 'paramiko' or 'program', and not {value!r}"
+
+
 def _flags(at: Trail, value: object) -> Iterator[Complaint]:
     if isinstance(value, Mapping):
         for backend, text in value.items():
@@ -132,10 +137,17 @@ def _targets(at: Trail, value: object) -> Iterator[Complaint]:
             yield (*at, name), f"a target is a table, [targets.NAME], and {table!r} is none"
 
 
-_COMMON: dict[str, Check] = {"wlm": _text, "shell": _text, "job_directory": _text, "flags": _flags}
+_COMMON: dict[str, Check] = {
+    "wlm": _text,
+    "shell": _text,
+    "job_directory": _text,
+    "flags": _flags,
+    "ssh_client": _ssh_client,
+}
 _TARGET: dict[str, Check] = {
     **_COMMON,
     "host": _text,
+    "identity": _text,
     "prologue": _prologue,
     "environment": _variables,
     "executor_config": check_executor_config,

@@ -9,16 +9,16 @@ import shlex
 import shutil
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, Optional, TypeVar, Union, overload
 from weakref import WeakKeyDictionary
 
 from execute_batch_scheduler import backend, directives, flags as flag_table, journal
-from execute_batch_scheduler.adapters import process, stock
+from execute_batch_scheduler.adapters import process, ssh, stock
 from execute_batch_scheduler.adapters.jobdir import JobDir
 from execute_batch_scheduler.adapters.tracking import OutcomeUnknown, Tracker
-from execute_batch_scheduler.adapters.transport import Local, Transport
+from execute_batch_scheduler.adapters.transport import Local, Transport, TransportError
 from execute_batch_scheduler.errors import BackendUnavailable, BadUsage, SubmissionFailed
 from execute_batch_scheduler.flags import Flag
 from execute_batch_scheduler.job import Job
@@ -29,7 +29,7 @@ import psij
 from psij import JobExecutor, JobExecutorConfig, JobSpec
 from psij.executors.batch.batch_scheduler_executor import BatchSchedulerExecutor
 
-_OURS = {"slurm": "tracked-slurm", "local": "process"}
+_OURS = {"slurm": "tracked-slurm", "local": "process", "ssh": "ssh"}
 _COMMANDS = {"tracked-slurm": "sbatch", "slurm": "sbatch", "pbs": "qsub", "pbs_classic": "qsub", "lsf": "bsub"}
 _HINTS = {
     r"[Ii]nvalid partition": "sinfo -s lists the partitions",
@@ -97,6 +97,7 @@ def submit_script(
     wlm: Optional[str] = None,
     target: Optional[str] = None,
     host: Optional[str] = None,
+    identity: Union[str, os.PathLike[str], None] = None,
     shell: Optional[str] = None,
     directory: Union[str, os.PathLike[str], None] = None,
     environment: Optional[Mapping[str, str]] = None,
@@ -115,6 +116,7 @@ def submit_script(
     wlm: Optional[str] = None,
     target: Optional[str] = None,
     host: Optional[str] = None,
+    identity: Union[str, os.PathLike[str], None] = None,
     shell: Optional[str] = None,
     directory: Union[str, os.PathLike[str], None] = None,
     environment: Optional[Mapping[str, str]] = None,
@@ -132,6 +134,7 @@ def submit_script(
     wlm: Optional[str] = None,
     target: Optional[str] = None,
     host: Optional[str] = None,
+    identity: Union[str, os.PathLike[str], None] = None,
     shell: Optional[str] = None,
     directory: Union[str, os.PathLike[str], None] = None,
     environment: Optional[Mapping[str, str]] = None,
@@ -156,7 +159,10 @@ def submit_script(
         The name of a target in the settings files: a backend with its flags, environment and so on. What is said here
         or in the script wins over it.
     host
-        Not used yet.
+        The machine that runs it, or behind whose login its scheduler is: ``machine``, ``user@machine:2222``, or a name
+        of the user's ssh configuration. With no `wlm` it runs there as by ssh. Default is this machine.
+    identity
+        The private key file for `host`, where the ssh configuration does not name it.
     shell
         What runs the script, with arguments if need be; default is its ``#!`` line, or bash.
     directory
@@ -199,18 +205,20 @@ def submit_script(
     for key in environment or {}:
         if not re.fullmatch(r"[A-Za-z_]\w*", key, re.ASCII):
             raise BadUsage(f"environment: {key!r} is no name of a variable")
-    wlm = _name(executor) if executor is not None else wlm or choice.wlm or backend.default(merged)
+    host = host or choice.host
+    wlm = _name(executor) if executor is not None else wlm or choice.wlm or ("ssh" if host else backend.default(merged))
     defaults = _defaults(choice, wlm)
-    host = host or next((flag.value for flag in defaults if flag.name == "host"), choice.host)
-    if host is not None:
-        raise BackendUnavailable(f"host={host!r}: other machines cannot be reached yet")
-    merged = flag_table.merge(line, head, os.environ, [flag for flag in defaults if flag.name != "host"])
-    wlm, chosen = executor_for(wlm, executor, config or backend.configuration(choice.executor_config))
-    transport: Transport = Local()
+    host = host or next((flag.value for flag in defaults if flag.name == "host"), None)
+    url = _url(wlm, host, identity or choice.identity, choice.ssh_client) if executor is None else None
+    wlm, chosen = executor_for(wlm, executor, config or backend.configuration(choice.executor_config), url)
+    transport: Transport = getattr(chosen, "transport", None) or Local()
+    there = _environment(transport)
+    root = choice.root if transport.host is None else _root_there(choice, transport.host, there)
+    merged = flag_table.merge(line, head, there, [flag for flag in defaults if flag.name != "host"])
     psij_job = psij.Job()
-    where = JobDir.new(choice.root, psij_job.id)
+    where = JobDir.new(root, psij_job.id)
     foreign = directives.foreign(text) if wlm == "slurm" else ()
-    psij_job.spec = make_spec(merged, where, name=name, native=native, environment=os.environ, foreign=foreign)
+    psij_job.spec = make_spec(merged, where, name=name, native=native, environment=there, foreign=foreign)
     notices = _check(psij_job.spec, wlm, chosen, merged, native)
     if dry_run:
         return DryRun(text, _preview(chosen, psij_job), psij_job.spec, notices, choice.prologue)
@@ -226,12 +234,14 @@ def submit_script(
             f"the job directory {where.path} could not be made ({error.strerror}); nothing was submitted. Set "
             "job_directory (or $EXECUTE_JOB_DIRECTORY) to a directory that you can write and that compute nodes see"
         ) from error
+    except TransportError as error:
+        raise SubmissionFailed(f"{error}; nothing was submitted") from error
     uninterrupted(lambda: _submit(wlm, chosen, psij_job, where, transport), lambda: chosen.cancel(psij_job))
     tracker = tracker_for(chosen, transport)
     if not hasattr(chosen, "tracker"):
         tracker.register_job(psij_job)
     said = getattr(chosen, "messages", {}).pop(psij_job.id, "").splitlines()
-    return Job(psij_job, wlm=wlm, host=host, tracker=tracker, transport=transport, notices=(*notices, *said))
+    return Job(psij_job, wlm=wlm, host=transport.host, tracker=tracker, transport=transport, notices=(*notices, *said))
 
 
 def backends() -> list[str]:
@@ -288,8 +298,15 @@ def executor_for(
     wlm: Optional[str],
     executor: Optional[JobExecutor] = None,
     config: Optional[JobExecutorConfig] = None,
+    url: Optional[str] = None,
 ) -> tuple[str, JobExecutor]:
-    """The backend's name as we say it, and its executor; one instance each, as each polls by itself."""
+    """The backend's name as we say it, and its executor; one instance each, as each polls by itself.
+
+    Parameters
+    ----------
+    url
+        ``ssh://machine``, for the backend of that machine.
+    """
     if executor is not None:
         return _name(executor), executor
     wlm = wlm or settings.choose().wlm or backend.default(())
@@ -297,19 +314,60 @@ def executor_for(
     if psij_name not in JobExecutor.get_executor_names():
         raise BackendUnavailable(f"there is no backend {wlm!r}; there are {', '.join(backends())}, and psij:NAME")
     command = _COMMANDS.get(psij_name)
-    if command and not (backend.find_sbatch() if psij_name == "tracked-slurm" else shutil.which(command)):
+    if (
+        url is None
+        and command
+        and not (backend.find_sbatch() if psij_name == "tracked-slurm" else shutil.which(command))
+    ):
         raise BackendUnavailable(
             f"{wlm} needs {command}, and this machine's PATH has none. Run on a login node, or load the scheduler's "
             "module before Jupyter or IPython is started; --wlm=local runs the cell on this machine"
         )
     with _lock:
-        key = (psij_name, None, id(config))
+        key = (psij_name, url, id(config))
         if key not in _executors:
             try:
-                _executors[key] = JobExecutor.get_instance(psij_name, config=config)
+                _executors[key] = JobExecutor.get_instance(psij_name, url=url, config=config)
             except (ValueError, ImportError) as error:
                 raise BackendUnavailable(f"{wlm}: {error}") from error
         return wlm if wlm in _OURS else f"psij:{psij_name}", _executors[key]
+
+
+def _url(
+    wlm: str, host: Optional[str], identity: Union[str, os.PathLike[str], None], client: Optional[str]
+) -> Optional[str]:
+    """Where a backend is, as PSI/J's executors take it; None for this machine."""
+    if host is None:
+        if wlm == "ssh":
+            raise BadUsage("--wlm=ssh wants the machine: --host=machine, or host in a target")
+        return None
+    if wlm not in _OURS or wlm == "local":
+        raise BackendUnavailable(
+            f"{wlm} cannot be reached on {host}: over SSH there are {', '.join(sorted({*_OURS} - {'local'}))}"
+        )
+    try:
+        address = ssh.parse_host(host)
+    except ValueError as error:
+        raise BadUsage(f"host: {error}") from None
+    named = None if identity is None else os.path.abspath(os.path.expanduser(identity))
+    return replace(address, identity=named, program=client == "program").url
+
+
+def _environment(transport: Transport) -> Mapping[str, str]:
+    try:
+        return transport.environment
+    except TransportError as error:
+        raise BackendUnavailable(str(error)) from error
+
+
+def _root_there(choice: Choice, host: str, there: Mapping[str, str]) -> str:
+    """The root of job directories on another machine: this one's settings name places of this one."""
+    root = choice.root_there or there.get("EXECUTE_JOB_DIRECTORY") or "~/.execute_batch_scheduler"
+    if root == "~" or root.startswith("~/"):
+        root = there["HOME"] + root[1:]
+    if not root.startswith("/"):
+        raise BadUsage(f"job_directory = {root!r}: on {host} it must begin with / or ~/")
+    return root
 
 
 def _name(executor: JobExecutor) -> str:
@@ -329,9 +387,9 @@ def _check(
     spec: JobSpec, wlm: str, executor: JobExecutor, flags: Sequence[Flag], native: Sequence[str]
 ) -> tuple[str, ...]:
     """Refuse what a backend cannot be told; what it will not heed is said in one line."""
-    if wlm == "local":
+    if wlm in ("local", "ssh"):
         if native:
-            raise BadUsage(f"native options ({native[0]} ...) need a scheduler, and --wlm=local has none")
+            raise BadUsage(f"native options ({native[0]} ...) need a scheduler, and --wlm={wlm} has none")
         unknown = next((flag for flag in flags if flag.option is None), None)
         if unknown:
             raise BadUsage(f"{unknown.word}: no such option; {flag_table.suggest(unknown.name)}".rstrip("; "))
@@ -345,14 +403,14 @@ def _check(
 def _submit(wlm: str, executor: JobExecutor, job: psij.Job, where: JobDir, transport: Transport) -> None:
     """Note the job, submit it, note its id. Of a job that was refused nothing is left."""
     try:
-        _note(wlm, executor, job, where)
+        _note(wlm, executor, job, where, transport)
         executor.submit(job)
     except OutcomeUnknown as error:
         raise SubmissionFailed(
             f"{error}\nDo not run it again before you know: attach({job.id!r}) and jobs() look it up"
         ) from error
     except BaseException as error:
-        transport.remove(where.path)
+        _remove(where, transport)
         _note_as_far_as_possible(job, removed=True)
         if isinstance(error, (psij.SubmitException, psij.InvalidJobException)):
             raise SubmissionFailed(_refusal(executor, job, str(error))) from error
@@ -368,13 +426,29 @@ def _note_as_far_as_possible(job: psij.Job, **known: object) -> None:
         logger.warning("job %s: the journal %s cannot be written: %s", job.native_id, journal.folder(), error)
 
 
-def _note(wlm: str, executor: JobExecutor, job: psij.Job, where: JobDir) -> None:
+def _remove(where: JobDir, transport: Transport) -> None:
+    """Leave nothing of a job that was not submitted; a machine that is away keeps a directory that harms nobody."""
+    try:
+        transport.remove([where.path])
+    except TransportError as error:
+        logger.warning("%s: the job directory %s could not be removed: %s", transport.host, where.path, error)
+
+
+def _note(wlm: str, executor: JobExecutor, job: psij.Job, where: JobDir, transport: Transport) -> None:
     assert job.spec is not None
     ours = (where.stdout, where.stderr)
     out, err = (str(path) if str(path) in ours else None for path in (job.spec.stdout_path, job.spec.stderr_path))
     try:
         journal.note(
-            job.id, wlm=wlm, executor=executor.name, name=job.spec.name, directory=where.path, stdout=out, stderr=err
+            job.id,
+            wlm=wlm,
+            host=transport.host,
+            url=getattr(executor, "url", None),
+            executor=executor.name,
+            name=job.spec.name,
+            directory=where.path,
+            stdout=out,
+            stderr=err,
         )
     except OSError as error:
         raise psij.SubmitException(

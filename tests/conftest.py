@@ -20,7 +20,7 @@ for _name in [name for name in os.environ if name.startswith(("SLURM_", "SBATCH_
 os.environ.pop("XDG_CONFIG_HOME", None)
 os.environ["EXECUTE_SITE_CONFIG"] = os.devnull  # this machine's own settings are no part of the tests
 
-from tests.services import slurm as slurm_service  # noqa: E402
+from tests.services import slurm as slurm_service, sshd as sshd_service  # noqa: E402
 
 
 def _needs(missing: list[str], what: str) -> None:
@@ -60,6 +60,22 @@ def slurm_with_accounting(
     for name, value in accounting_daemons.environment.items():
         monkeypatch.setenv(name, value)
     return accounting_daemons
+
+
+@pytest.fixture(scope="session")
+def sshd_daemon() -> Iterator[sshd_service.Sshd]:
+    _needs(sshd_service.missing(), "OpenSSH")
+    with sshd_service.running() as sshd:
+        yield sshd
+
+
+@pytest.fixture
+def sshd(sshd_daemon: sshd_service.Sshd, monkeypatch: pytest.MonkeyPatch) -> sshd_service.Sshd:
+    """A private OpenSSH server, shared by all tests of the session; `ssh` knows it by its name."""
+    for name, value in sshd_daemon.environment.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.delenv("SSH_AUTH_SOCK", raising=False)
+    return sshd_daemon
 
 
 @pytest.fixture(autouse=True)

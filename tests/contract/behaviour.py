@@ -9,7 +9,7 @@ import stat
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Optional
 
 import pytest
 
@@ -32,6 +32,7 @@ def until(condition: Callable[[], Any], seconds: float = PATIENCE) -> Any:
 
 class Behaviour:
     wlm: str
+    host: Optional[str] = None
     ours = True  # one of our executors: it knows native states, and any flag can be said
 
     @pytest.fixture(autouse=True)
@@ -39,7 +40,12 @@ class Behaviour:
         """Overridden where a backend needs one."""
 
     def submit(self, script: str, flags: Any = (), **options: Any) -> Job:
-        return submit_script(script, flags, wlm=self.wlm, **options)
+        return submit_script(script, flags, wlm=self.wlm, host=self.host, **options)
+
+    def set_variables(self, variables: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+        """Where the submit command runs."""
+        for name, value in variables.items():
+            monkeypatch.setenv(name, value)
 
     # ends
 
@@ -130,7 +136,7 @@ class Behaviour:
     def test_a_file_is_a_script_too(self, tmp_path: Path) -> None:
         file = tmp_path / "train it.sh"
         file.write_text("#!/bin/bash\necho from a file")
-        assert submit_script(file, wlm=self.wlm).result(PATIENCE) == "from a file\n"
+        assert submit_script(file, wlm=self.wlm, host=self.host).result(PATIENCE) == "from a file\n"
 
     def test_environment_reaches_the_script_and_nobody_else(self) -> None:
         value = 'it\'s "a" $secret\nof two lines'
@@ -141,9 +147,8 @@ class Behaviour:
     def test_variables_of_the_kernel_do_not_travel(self, monkeypatch: pytest.MonkeyPatch) -> None:
         if not self.ours:
             pytest.skip("PSI/J's own executors hand on what they have")
-        for name in ("SLURM_JOB_NAME", "PMI_RANK", "MPLBACKEND", "JPY_PARENT_PID", "FORCE_COLOR", "PAGER"):
-            monkeypatch.setenv(name, "from the kernel")
-        monkeypatch.setenv("MINE", "travels")
+        kernels = ("SLURM_JOB_NAME", "PMI_RANK", "MPLBACKEND", "JPY_PARENT_PID", "FORCE_COLOR", "PAGER")
+        self.set_variables({**dict.fromkeys(kernels, "from the kernel"), "MINE": "travels"}, monkeypatch)
         job = self.submit("env")
         out = job.result(PATIENCE)
         assert "from the kernel" not in out
@@ -151,7 +156,7 @@ class Behaviour:
 
     def test_functions_of_the_shell_travel(self, monkeypatch: pytest.MonkeyPatch) -> None:
         """As environment modules need it: ``module`` is an exported function."""
-        monkeypatch.setenv("BASH_FUNC_module%%", "() { echo loaded $1; }")
+        self.set_variables({"BASH_FUNC_module%%": "() { echo loaded $1; }"}, monkeypatch)
         assert self.submit("#!/bin/bash\nmodule gcc").result(PATIENCE) == "loaded gcc\n"
 
     def test_signals_are_as_a_script_expects_them(self) -> None:
@@ -231,7 +236,7 @@ class Behaviour:
         job = self.submit("true")
         assert job.native_id in repr(job)
         assert str(job) == job.id == job.native_id == job.psij_job.native_id
-        assert (job.wlm, job.host, len(job.key)) == (self.wlm, None, 36)
+        assert (job.wlm, job.host, len(job.key)) == (self.wlm, self.host, 36)
         assert "<table>" in job._repr_html_()
         assert job.wait(PATIENCE)
         assert job.spec.arguments is not None

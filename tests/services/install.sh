@@ -1,10 +1,10 @@
 #!/bin/bash
-# Install the packages of the services named (slurm, accounting), where that can be done: as root on Debian or Ubuntu.
+# Install the packages of the services named (slurm, accounting, ssh), where that works: as root on Debian or Ubuntu.
 # Nothing of them is started. With --missing, only say what is not there. With CI=true what is missing is a failure.
 set -euo pipefail
 export DEBIAN_FRONTEND=noninteractive
-declare -A packages=([slurm]='slurm-wlm' [accounting]='slurmdbd mariadb-server')
-declare -A commands=([slurm]='slurmctld slurmd sbatch' [accounting]='slurmdbd mariadbd')
+declare -A packages=([slurm]='slurm-wlm' [accounting]='slurmdbd mariadb-server' [ssh]='openssh-server openssh-client')
+declare -A commands=([slurm]='slurmctld slurmd sbatch' [accounting]='slurmdbd mariadbd' [ssh]='sshd ssh ssh-keygen')
 PATH=$PATH:/usr/local/sbin:/usr/sbin:/sbin
 
 missing() {

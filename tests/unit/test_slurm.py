@@ -257,7 +257,7 @@ def test_the_environment_of_a_question_keeps_the_form_of_its_answer():
         ],
         "x",
     )
-    assert question_environment({**keep, **drop}) == keep
+    assert question_environment({**keep, **drop}) == {**keep, "TZ": "UTC0"}
 
 
 @pytest.mark.parametrize("reason", ["None", "JobHeldUser", "Resources"])

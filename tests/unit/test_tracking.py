@@ -43,10 +43,7 @@ class Memory:
     def run(self, command, *, timeout, environment=None):
         raise TransportError("there are no commands here")
 
-    def make(self, path):
-        pass
-
-    def create(self, path, files):
+    def create(self, path, files, beside=()):
         self.files.update({f"{path}/{name}": content for name, (content, _) in files.items()})
 
     def append(self, path, data):
@@ -64,8 +61,11 @@ class Memory:
         self.listed.append(path)
         return [name[len(path) + 1 :] for name in list(self.files) if name.startswith(f"{path}/")]
 
-    def remove(self, path):
-        self.files.pop(path, None)
+    def texts(self, paths):
+        return {path: self.files[path].decode() for path in paths if path in self.files}
+
+    def marks(self, folder, wake):
+        return MemoryMarks(self, folder)
 
     def write(self, job, line):
         """What a wrapper does: a line in the record, then a mark."""
@@ -73,6 +73,19 @@ class Memory:
         self.append(directory.record, line.encode())
         event = line.split("\t")[0]
         self.files[f"{directory.events}/{directory.name}.0.{event}"] = b""
+
+
+class MemoryMarks:
+    def __init__(self, memory, folder):
+        self.memory, self.folder, self.seen = memory, folder, set()
+
+    def fresh(self):
+        names = set(self.memory.names(self.folder))
+        fresh, self.seen = names - self.seen, names
+        return dict.fromkeys(fresh)
+
+    def hurry(self):
+        pass
 
 
 class Scheduler:
@@ -418,19 +431,6 @@ def test_to_hurry_is_to_ask_at_once(track, job, memory):
     tracker.hurry(one)
     until(lambda: state(tracker, one) is JobState.CANCELED)
     assert scheduler.asked == [["7"]]
-
-
-def test_marks_of_long_ago_are_removed_and_others_stay(track, job, memory):
-    old, one = "/root/events/20200101T000000-0.0.ended", job()
-    memory.files[old] = b""
-    memory.write(one, STARTED)
-    tracker = track(Scheduler(DONE))
-    tracker.register_job(one)
-    until(lambda: state(tracker, one) is JobState.ACTIVE)
-    assert old not in memory.files
-    assert [name for name in memory.files if name.startswith("/root/events/")] == [
-        f"/root/events/{JobDir.of(one.spec).name}.0.started"
-    ]
 
 
 def test_listeners_hear_of_changes_and_at_once_of_a_job_that_has_ended(track, job, memory):

@@ -1,0 +1,146 @@
+# Runs where the jobs' files lie, and says what is new there as it comes: names in directories of marks, with the
+# records of their jobs, and what growing files have got. Spoken to by lines on stdin:
+#
+#   marks ID CUTOFF FOLDER      watch a directory; names that sort before CUTOFF are swept out
+#   follow ID OFFSET MOST FILE  watch a file from OFFSET on, and say no more than up to MOST
+#   more ID MOST                that much may be said now
+#   forget ID                   of a directory or file
+#   (an empty line)             look often: something is about to happen
+#
+# It answers with `old ID NAME` for what was there at first, `mark ID NAME` and a record, `data ID` and bytes, `again ID`
+# for a file that begins anew, `alive`. What is not one line ends with a line that holds $marker alone.
+# Nothing is forked as long as nothing happens: reading one byte tells whether there is more, -ef whether it is the file.
+LC_ALL=C
+shopt -s nullglob dotglob
+declare -A folders seen files most descriptors
+part='' quiet=0 tick=.02 seconds=$SECONDS stat_at=$SECONDS
+
+obey() { # LINE
+  local verb id a b rest
+  quiet=0
+  IFS=' ' read -r verb id rest <<<"$1"
+  case $verb in
+    marks)
+      a=${rest%% *} folders[$id]=${rest#* }
+      sweep "$a" "${folders[$id]}"
+      for b in "${folders[$id]}"/*; do
+        b=${b##*/}
+        seen[$id/$b]=1
+        echo "old $id $b"
+      done
+      ;;
+    follow)
+      a=${rest%% *} rest=${rest#* } most[$id]=${rest%% *} files[$id]=${rest#* }
+      begin "$id" "$a"
+      ;;
+    more) [ -z "${files[$id]+there}" ] || most[$id]=$rest ;;
+    forget)
+      close "$id"
+      unset "files[$id]" "folders[$id]" "most[$id]"
+      ;;
+  esac
+}
+
+sweep() { # CUTOFF FOLDER
+  local name old=()
+  for name in "$2"/*; do
+    [[ ${name##*/} > $1 ]] || old+=("$name")
+  done
+  [ ${#old[@]} = 0 ] || printf '%s\0' "${old[@]}" | xargs -0 rm -f --
+}
+
+begin() { # ID OFFSET
+  local fd
+  { exec {fd}<"${files[$1]}"; } 2>/dev/null || return
+  descriptors[$1]=$fd
+  [ "$2" = 0 ] || dd bs=1 "skip=$2" count=0 <&"$fd" 2>/dev/null
+}
+
+close() { # ID
+  local fd=${descriptors[$1]-}
+  [ -z "$fd" ] || exec {fd}<&-
+  unset "descriptors[$1]"
+}
+
+pump() { # ID: say what has come
+  local id=$1 fd=${descriptors[$1]-} byte at room
+  if [ -z "$fd" ]; then
+    begin "$id" 0
+    fd=${descriptors[$id]-}
+    [ "$fd" ] || return
+  elif { : <"${files[$id]}"; } 2>/dev/null && ! [ "${files[$id]}" -ef "/dev/fd/$fd" ]; then # opening makes NFS look
+    close "$id"
+    echo "again $id"
+    return
+  fi
+  while read -r _ at <"/proc/$$/fdinfo/$fd" && room=$((most[$id] - at)) && [ $room -gt 0 ]; do
+    IFS= read -r -d '' -n 1 -u "$fd" byte || return
+    quiet=0
+    echo "data $id"
+    if [ "$byte" ]; then printf %s "$byte"; else printf '\0'; fi
+    head -c $((room > chunk ? chunk - 1 : room - 1)) <&"$fd"
+    printf '\n%s\n' "$marker"
+  done
+}
+
+shrunk() { # whether a file that is quiet has become shorter than what was read of it
+  local id size at
+  for id in "${!descriptors[@]}"; do
+    read -r _ at <"/proc/$$/fdinfo/${descriptors[$id]}"
+    [ "$at" -gt 0 ] || continue
+    size=$(stat -L -c %s -- "${files[$id]}" 2>/dev/null) || continue
+    if [ "$size" -lt "$at" ]; then
+      close "$id"
+      echo "again $id"
+    fi
+  done
+}
+
+look() {
+  local id name path record
+  local -A fresh=()
+  for id in "${!folders[@]}"; do
+    for path in "${folders[$id]}"/*; do
+      [ "${seen[$id/${path##*/}]-}" ] || fresh[$id/${path##*/}]=$id
+    done
+  done
+  for id in "${!files[@]}"; do pump "$id"; done # first, so that who hears of the end has all that came before it
+  for name in "${!fresh[@]}"; do
+    quiet=0 id=${fresh[$name]} seen[$name]=1 record=''
+    name=${name#*/}
+    { IFS= read -r -d '' record <"${folders[$id]%/events}/jobs/${name%%.*}/record"; } 2>/dev/null
+    printf 'mark %s %s\n%s\n%s\n' "$id" "$name" "$record" "$marker"
+  done
+}
+
+while
+  IFS= read -r -t "$tick" line
+  code=$?
+  [ $code = 0 ] || [ $code -gt 128 ] # else the connection is gone
+do
+  part+=$line
+  if [ $code = 0 ]; then
+    obey "$part"
+    part='' tick=.001 # there may be more of them
+    continue
+  fi
+  look
+  quiet=$((quiet + 1))
+  if [ $quiet -lt 1000 ]; then
+    tick=.02
+  elif [ $quiet -lt 2000 ]; then
+    tick=.05
+  elif [ ${#files[@]} -gt 0 ]; then
+    tick=.25
+  else
+    tick=1
+  fi
+  if [ $((SECONDS - stat_at)) -ge 2 ]; then
+    stat_at=$SECONDS
+    shrunk
+  fi
+  if [ $((SECONDS - seconds)) -ge 5 ]; then
+    seconds=$SECONDS
+    echo alive
+  fi
+done

@@ -1,0 +1,651 @@
+"""A machine behind a connection: commands and files through shells that stay open, and a feed of what is new there.
+
+A `Connection` gives streams to programs over there; paramiko makes them, or the ssh program. A few of these streams are
+bashes that are asked one thing at a time, so a question costs one round trip and no new process. One more runs
+`feed.bash`, which pushes marks, records and output.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import re
+import secrets
+import shlex
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Optional, Protocol
+from weakref import WeakValueDictionary
+
+from execute_batch_scheduler.adapters.transport import (
+    Growing,
+    Marks,
+    Result,
+    TransportError,
+    Unanswered,
+    Unreachable,
+    an_hour_ago,
+)
+
+logger = logging.getLogger(__name__)
+
+# What runs over there, whatever the user's shell is: sh, csh and fish read this line alike. The environment is that of
+# a login shell, whose profile gets no input and whose output is passed over.
+_LOGIN = """exec /bin/sh -c 'exec 3<&0 </dev/null; exec /bin/bash -lc "exec /bin/bash -p <&3 3<&-"'"""
+_PLAIN = "exec /bin/bash -p"  # for those whose profile ends in another program
+_FEED = Path(__file__).with_name("feed.bash").read_text()
+_SHELLS = 6  # at once; sshd's default MaxSessions is 10
+_BEGIN_TIMEOUT = 20.0
+_TIMEOUT = 60.0  # for files
+_PIECE = 1 << 22
+_WINDOW = 1 << 20  # bytes of a growing file that may be under way or unread
+_CHUNK = 1 << 18
+_TEXT_LIMIT = 1 << 20
+_SILENCE = 20.0  # seconds without a sign of life after which a connection is given up; one comes each five
+_PAUSES = (0.2, 0.5, 1, 2, 5, 10, 20, 30, 60)  # before a connection is tried again
+_ERRORS = {
+    "No such file or directory": FileNotFoundError,
+    "Permission denied": PermissionError,
+    "File exists": FileExistsError,
+    "Is a directory": IsADirectoryError,
+    "Not a directory": NotADirectoryError,
+}
+
+
+class Stream(Protocol):
+    """A program over there: its input, and its output and errors in one."""
+
+    def send(self, data: bytes) -> None:
+        """Give it input. ConnectionError or OSError if it is gone."""
+
+    def receive(self, timeout: float) -> bytes:
+        """What it has printed, at least a byte; nothing at its end. TimeoutError if none comes."""
+
+    def close(self) -> None:
+        """Let it go. Never raises."""
+
+
+class Connection(Protocol):
+    """An open connection to a machine."""
+
+    def open(self, command: str) -> Stream:
+        """Run a command line by the user's shell. TransportError if that cannot be."""
+
+    def alive(self) -> bool:
+        """Whether it can still be used, as far as is known."""
+
+    def close(self) -> None:
+        """Let it go. Never raises."""
+
+
+class _Lost(Exception):
+    """The stream ended before the answer was whole."""
+
+
+@dataclass(frozen=True)
+class _Answer:
+    out: bytes
+    exit_code: int
+    err: str
+
+
+class _Shell:
+    """One bash over there."""
+
+    def __init__(self, stream: Stream, host: str) -> None:
+        self.stream = stream
+        self._host = host
+        self._marker = secrets.token_hex(16)
+        self._rest = b""
+        self.left = False  # it has ended by itself
+        self.group = ""
+        self.environment: dict[str, str] = {}
+
+    def begin(self) -> None:
+        """Get past whatever profile and banner print; TransportError where no bash comes."""
+        said = b""
+        try:
+            self.stream.send(f"exec 2>/dev/null; cd; printf '\\n%s\\n' {self._marker}\n".encode())
+            said = self._until(f"\n{self._marker}\n".encode(), time.monotonic() + _BEGIN_TIMEOUT)
+            answer = self.ask('read -r _ _ _ _ group _ </proc/$$/stat; echo "$group"; cat "/proc/$$/environ"')
+        except (TimeoutError, _Lost, OSError) as error:
+            text = (said or self._rest).decode(errors="replace").strip()
+            what = f"it said: {text[-500:]}" if text else "it said nothing"
+            late = f" within {_BEGIN_TIMEOUT:g} s" if isinstance(error, TimeoutError) else ""
+            raise Unreachable(
+                f"{self._host} lets us in, but no /bin/bash answers there{late}; {what}\n"
+                f"Try: ssh {self._host} /bin/bash -c true"
+            ) from None
+        group, _, environment = answer.out.partition(b"\n")
+        self.group = group.decode()
+        pairs = (pair.partition("=") for pair in environment.decode(errors="surrogateescape").split("\0") if pair)
+        self.environment = {name: value for name, _, value in pairs}
+
+    def ask(self, script: str, data: bytes = b"", timeout: float = _TIMEOUT) -> _Answer:
+        """Run a script; `data` is its input. TimeoutError, _Lost or OSError leave the shell unusable."""
+        end = time.monotonic() + timeout
+        source = "" if data else " </dev/null"
+        # What a failed script leaves of its input must not be taken for commands: hence the exit.
+        leave = "; [ $c = 0 ] || exit" if data else ""
+        self.stream.send(
+            f"{{ e=$( {{ {script}\n}} 2>&1 >&3 3>&-{source} ); c=$?; }} 3>&1; "
+            f"printf '\\n%s %s\\n%s\\n%s\\n' {self._marker} $c \"$e\" {self._marker}{leave}\n".encode(
+                errors="surrogateescape"
+            )
+            + data
+        )
+        out = self._until(f"\n{self._marker} ".encode(), end)
+        code = int(self._until(b"\n", end))
+        err = self._until(f"\n{self._marker}\n".encode(), end)
+        self.left = bool(data and code)
+        return _Answer(out, code, err.decode(errors="replace"))
+
+    def _until(self, mark: bytes, end: float) -> bytes:
+        """What comes before a mark."""
+        pieces, tail = [], self._rest
+        while (at := tail.find(mark)) < 0:
+            keep = len(mark) - 1
+            pieces.append(tail[:-keep])
+            self._rest = tail  # told when this goes wrong
+            piece = self.stream.receive(max(0.0, end - time.monotonic()))
+            if not piece:
+                raise _Lost
+            tail = tail[-keep:] + piece
+        pieces.append(tail[:at])
+        self._rest = tail[at + len(mark) :]
+        return b"".join(pieces)
+
+
+class Remote:
+    """The transport to a machine behind a connection; see `transport.Transport`.
+
+    Parameters
+    ----------
+    host
+        How the user calls the machine.
+    connect
+        Makes a connection; raises Unreachable.
+    """
+
+    piece = _PIECE
+
+    def __init__(self, host: str, connect: Callable[[], Connection]) -> None:
+        self.host: Optional[str] = host
+        self.turns = 0
+        """Questions asked so far: each is a round trip."""
+        self._name = host
+        self._connect = connect
+        self._connection: Optional[Connection] = None
+        self._command = _LOGIN
+        self._environment: Optional[dict[str, str]] = None
+        self._idle: list[_Shell] = []
+        self._open = 0
+        self._free = threading.Condition()
+        self._connecting = threading.Lock()
+        self._refused: Optional[tuple[float, Unreachable]] = None
+        self._feed: Optional[_Feed] = None
+
+    @property
+    def environment(self) -> Mapping[str, str]:
+        """The variables that a login shell has there."""
+        if self._environment is None:
+            with self._shell():
+                pass
+        assert self._environment is not None
+        return self._environment
+
+    def connection(self) -> Connection:
+        """The open connection, made anew if need be.
+
+        Raises
+        ------
+        Unreachable
+            At once if it was tried and failed a moment ago.
+        """
+        with self._connecting:
+            if self._connection is not None and self._connection.alive():
+                return self._connection
+            if self._refused and time.monotonic() < self._refused[0]:
+                raise self._refused[1]
+            self._drop()
+            try:
+                self._connection = self._connect()
+            except Unreachable as error:
+                self._refused = time.monotonic() + 2, error
+                raise
+            self._refused = None
+            return self._connection
+
+    def use(self, connection: Connection) -> None:
+        """Take a connection that was made elsewhere, as after a login with a password."""
+        with self._connecting:
+            self._drop()
+            self._connection, self._refused = connection, None
+
+    def close(self) -> None:
+        """Let the connection go; the next question makes a new one."""
+        with self._connecting:
+            self._drop()
+            self._environment = None
+
+    def _drop(self) -> None:
+        if self._connection is not None:
+            self._connection.close()
+            self._connection = None
+        with self._free:
+            self._open -= len(self._idle)
+            self._idle.clear()
+
+    @contextmanager
+    def _shell(self) -> Iterator[_Shell]:
+        """A shell for one question. If that raises, the shell is given up."""
+        self._mistrust()
+        with self._free:
+            while not self._idle and self._open >= _SHELLS:
+                self._free.wait()
+            shell = self._idle.pop() if self._idle else None
+            self._open += shell is None
+        try:
+            if shell is None:
+                shell = self._new_shell()
+            yield shell
+        except BaseException:
+            with self._free:
+                self._open -= 1
+                self._free.notify()
+            if shell is not None:
+                shell.stream.close()
+            raise
+        with self._free:
+            if shell.left:
+                shell.stream.close()
+                self._open -= 1
+            else:
+                self._idle.append(shell)
+            self._free.notify()
+
+    def _new_shell(self) -> _Shell:
+        connection = self.connection()
+        shell = _Shell(connection.open(self._command), self._name)
+        try:
+            shell.begin()
+        except Unreachable:
+            shell.stream.close()
+            if self._command == _PLAIN or self._environment is not None:
+                raise
+            shell = _Shell(connection.open(_PLAIN), self._name)
+            shell.begin()
+            self._command = _PLAIN
+        if self._environment is None:
+            self._environment = shell.environment
+        return shell
+
+    def _ask(self, script: str, data: bytes = b"", timeout: float = _TIMEOUT, again: bool = True) -> _Answer:
+        """Ask a shell. A question that may be asked `again` is, when the connection is lost."""
+        for pause in _PAUSES[:5] if again else ():
+            try:
+                return self._ask_once(script, data, timeout)
+            except Unanswered as error:
+                logger.info("%s; asking again", error)
+                time.sleep(pause)
+        return self._ask_once(script, data, timeout)
+
+    def _ask_once(self, script: str, data: bytes, timeout: float) -> _Answer:
+        with self._shell() as shell:
+            self.turns += 1
+            try:
+                answer = shell.ask(script, data, timeout)
+            except TimeoutError:
+                self._kill(shell)
+                raise Unanswered(f"{self._name} gave no answer within {timeout:g} s") from None
+            except (_Lost, OSError) as error:
+                raise Unanswered(f"the connection to {self._name} was lost, so it gave no answer") from error
+            return answer
+
+    def _mistrust(self) -> None:
+        """Shells of a connection that has ended are not asked: their silence would leave outcomes unknown."""
+        with self._connecting:
+            if self._connection is not None and not self._connection.alive():
+                self._drop()
+
+    def _kill(self, shell: _Shell) -> None:
+        """End what a shell does that has not answered in time. If that fails too, the connection is dead."""
+        try:
+            with self._shell() as other:
+                other.ask(f"kill -s KILL -- -{int(shell.group)}", timeout=5)
+        except (TimeoutError, _Lost, OSError, TransportError):
+            self.close()
+
+    # commands
+
+    def run(
+        self,
+        command: Sequence[str],
+        *,
+        timeout: float,
+        environment: Optional[Mapping[str, str]] = None,
+        put: Optional[Mapping[str, bytes]] = None,
+    ) -> Result:
+        """Run a command over there; see `Transport`. Unanswered where the connection broke: it may have run."""
+        lines = []
+        if environment is not None:
+            base = self.environment
+            gone = [name for name in base if name not in environment and name.isidentifier()]
+            lines += [f"unset -v {' '.join(gone)}"] if gone else []
+            changed = {name: value for name, value in environment.items() if base.get(name) != value}
+            lines += [f"export {name}={shlex.quote(value)}" for name, value in changed.items()]
+        if put:
+            lines.append("umask 077")
+            lines += [f"head -c {len(data)} >{shlex.quote(path)} || exit" for path, data in put.items()]
+        lines.append(f"exec {shlex.join(command)} </dev/null")
+        answer = self._ask("\n".join(lines), b"".join((put or {}).values()), timeout, again=False)
+        if answer.exit_code in (126, 127) and f"exec: {command[0]}: " in answer.err:
+            raise TransportError(f"{command[0]} could not be run on {self._name}: {answer.err.rpartition(': ')[2]}")
+        out = answer.out.decode(errors="replace")
+        return Result(tuple(command), self.host, answer.exit_code, out, answer.err)
+
+    # files
+
+    def create(self, path: str, files: Mapping[str, tuple[bytes, int]], beside: Sequence[str] = ()) -> None:
+        """Make a private directory with files; see `Transport`."""
+        parents = {path.rpartition("/")[0], *beside}
+        lines = ["umask 077"]
+        lines += [f"[ -d {shlex.quote(parent)} ] || mkdir -p -- {shlex.quote(parent)} || exit" for parent in parents]
+        lines += [f"mkdir -- {shlex.quote(path)} && cd -- {shlex.quote(path)} || exit"]
+        undo = f"{{ cd /; rm -rf -- {shlex.quote(path)}; exit 1; }}"
+        for name, (content, mode) in files.items():
+            fill = f"head -c {len(content)} " if content else ""
+            lines.append(f"{fill}>{shlex.quote(name)} || {undo}")
+            if mode != 0o600:
+                lines.append(f"chmod {mode:o} {shlex.quote(name)}")
+        data = b"".join(content for content, _ in files.values())
+        self._checked(self._ask("\n".join(lines), data, again=False), path)
+
+    def append(self, path: str, data: bytes) -> None:
+        """Add to a file."""
+        self._checked(self._ask(f"head -c {len(data)} >>{shlex.quote(path)}", data), path)
+
+    def read(self, path: str, offset: int = 0, limit: int = -1) -> bytes:
+        """Read a file from `offset` on."""
+        file = shlex.quote(path)
+        read = f"tail -c +{offset + 1} -- {file}" if offset else f"cat -- {file}"
+        if limit >= 0:
+            read = f"{read} | head -c {limit}" if offset else f"head -c {limit} -- {file}"
+        return self._checked(self._ask(f"exec 4<{file} || exit; exec 4<&-; {read}"), path).out
+
+    def texts(self, paths: Sequence[str]) -> dict[str, str]:
+        """Small text files, in one round trip and without a process."""
+        lines = ["LC_ALL=C"]
+        for number, path in enumerate(paths):
+            lines.append(
+                f"{{ IFS= read -r -d '' -n {_TEXT_LIMIT} text <{shlex.quote(path)}; }} 2>/dev/null || "
+                f'[ "$text" ] || [ -e {shlex.quote(path)} ] && printf \'%s %s\\n%s\' {number} ${{#text}} "$text"; text='
+            )
+        out = self._ask("\n".join(lines)).out
+        found = {}
+        while out:
+            head, _, out = out.partition(b"\n")
+            number, length = map(int, head.split())
+            found[paths[number]] = out[:length].decode(errors="replace")
+            out = out[length:]
+        return found
+
+    def exists(self, path: str) -> bool:
+        """Whether there is something of that name."""
+        return self._ask(f"[ -e {shlex.quote(path)} ] || [ -L {shlex.quote(path)} ]").exit_code == 0
+
+    def size(self, path: str) -> int:
+        """The size of a file in bytes."""
+        return int(self._checked(self._ask(f"exec stat -L -c %s -- {shlex.quote(path)}"), path).out)
+
+    def remove(self, paths: Sequence[str]) -> int:
+        """Remove files, or directories with all in them."""
+        names = shlex.join(paths)
+        answer = self._ask(f"du -scb -- {names} 2>/dev/null | tail -n 1; rm -rf -- {names}")
+        self._checked(answer, paths[0])
+        freed = re.match(rb"\d+", answer.out)
+        return int(freed[0]) if freed else 0
+
+    def _checked(self, answer: _Answer, path: str) -> _Answer:
+        """The answer, or the error that it tells of."""
+        if answer.exit_code == 0:
+            return answer
+        text = answer.err.strip().splitlines()[-1:] or [f"exit code {answer.exit_code}"]
+        for words, kind in _ERRORS.items():
+            if answer.err.rstrip().endswith(words):
+                raise kind(0, f"on {self._name}: {words}", path)
+        number = errno.ENOSPC if "No space left" in answer.err or "quota" in answer.err.lower() else errno.EIO
+        raise OSError(number, f"on {self._name}: {text[0].rpartition(': ')[2]}", path)
+
+    # what is new
+
+    def marks(self, folder: str, wake: Callable[[], None]) -> Marks:
+        """A directory of marks, pushed."""
+        return self._fed().marks(folder, wake)
+
+    def follow(self, path: str, offset: int, wake: Callable[[], None]) -> Growing:
+        """A file that grows, pushed."""
+        return self._fed().follow(path, offset, wake)
+
+    def _fed(self) -> _Feed:
+        with self._free:
+            if self._feed is None:
+                self._feed = _Feed(self, self._name)
+            return self._feed
+
+    def open_feed(self, marker: str) -> Stream:
+        """A bash that runs `feed.bash`."""
+        shell = self._new_shell()
+        shell.stream.send(f"marker={marker} chunk={_CHUNK}\n{_FEED}\nexit\n".encode())
+        return shell.stream
+
+
+class _Marks:
+    def __init__(self, feed: _Feed, number: int, folder: str, wake: Callable[[], None]) -> None:
+        self._feed = feed
+        self._number = number
+        self.folder = folder
+        self.wake = wake
+        self.seen: set[str] = set()
+        self._fresh: dict[str, Optional[str]] = {}
+        self._lock = threading.Lock()
+
+    def begin(self) -> str:
+        """The line that lets the feed begin, or go on."""
+        return f"marks {self._number} {an_hour_ago()} {self.folder}"
+
+    def take(self, name: str, record: Optional[str]) -> None:
+        with self._lock:
+            if record is None and name in self.seen:
+                return  # known from before the connection was lost
+            self.seen.add(name)
+            self._fresh[name] = record or None
+        self.wake()
+
+    def fresh(self) -> dict[str, Optional[str]]:
+        with self._lock:
+            fresh, self._fresh = self._fresh, {}
+            return fresh
+
+    def hurry(self) -> None:
+        self._feed.say("")
+
+
+class _Growing:
+    def __init__(self, feed: _Feed, number: int, remote: Remote, path: str, offset: int, wake: Callable[[], None]):
+        self.restarts = 0
+        self.wake = wake
+        self._feed = feed
+        self._number = number
+        self._remote = remote
+        self._path = path
+        self._offset = offset  # up to where it was read by our user
+        self._waiting = bytearray()  # what has come since
+        self._granted = 0
+        self._again = False  # what is waiting belongs to a file that begins anew
+        self._finished = False
+        self._lock = threading.Lock()
+
+    def begin(self) -> str:
+        """The line that lets the feed begin, or go on."""
+        with self._lock:
+            at = self._offset + len(self._waiting)
+            self._granted = self._offset + _WINDOW
+            return f"follow {self._number} {at} {self._granted} {self._path}"
+
+    def take(self, data: bytes) -> None:
+        with self._lock:
+            if self._finished:
+                return  # it is read from where this would have begun
+            self._waiting += data
+        self.wake()
+
+    def again(self) -> None:
+        with self._lock:
+            self._waiting.clear()
+            self._offset = 0
+            self.restarts += 1
+            self._granted = _WINDOW
+        self._feed.say(f"more {self._number} {_WINDOW}")
+
+    def read(self, most: int) -> bytes:
+        with self._lock:
+            data = bytes(self._waiting[:most])
+            del self._waiting[:most]
+            self._offset += len(data)
+            grant = self._offset + _WINDOW if self._granted - self._offset < _WINDOW // 2 else 0
+            self._granted = grant or self._granted
+        if data or not self._finished:
+            if grant and not self._finished:
+                self._feed.say(f"more {self._number} {grant}")
+            return data
+        try:
+            data = self._remote.read(self._path, self._offset, most)
+        except FileNotFoundError:
+            return b""
+        self._offset += len(data)
+        return data
+
+    def finish(self) -> None:
+        with self._lock:
+            self._finished = True
+        self._feed.forget(self._number)
+
+
+class _Feed:
+    """The client's end of `feed.bash`: one thread that takes what is pushed, and connects again when that stops."""
+
+    def __init__(self, remote: Remote, host: str) -> None:
+        self._remote = remote
+        self._items: WeakValueDictionary[int, _Marks | _Growing] = WeakValueDictionary()
+        self._next = 0
+        self._stream: Optional[Stream] = None
+        self._lock = threading.RLock()
+        self._needed = threading.Event()
+        threading.Thread(target=self._run, name=f"feed of {host}", daemon=True).start()
+
+    def marks(self, folder: str, wake: Callable[[], None]) -> _Marks:
+        with self._lock:
+            self._next += 1
+            item = self._items[self._next] = _Marks(self, self._next, folder, wake)
+            self._begin(item)
+            return item
+
+    def follow(self, path: str, offset: int, wake: Callable[[], None]) -> _Growing:
+        with self._lock:
+            self._next += 1
+            item = self._items[self._next] = _Growing(self, self._next, self._remote, path, offset, wake)
+            self._begin(item)
+            return item
+
+    def _begin(self, item: _Marks | _Growing) -> None:
+        self._needed.set()
+        self.say(item.begin())
+
+    def forget(self, number: int) -> None:
+        with self._lock:
+            self._items.pop(number, None)
+        self.say(f"forget {number}")
+
+    def say(self, line: str) -> None:
+        """Tell the feed; if the connection is broken, it is told all that counts when there is a new one."""
+        with self._lock:
+            if self._stream is None:
+                return
+            try:
+                self._stream.send(f"{line}\n".encode(errors="surrogateescape"))
+            except OSError:
+                self._stream.close()
+
+    def _run(self) -> None:
+        failures = 0
+        while True:
+            self._needed.wait()
+            marker = secrets.token_hex(16)
+            try:
+                stream = self._remote.open_feed(marker)
+                with self._lock:
+                    self._stream = stream
+                    for item in list(self._items.values()):
+                        self.say(item.begin())
+                frames = _Frames(stream, marker)
+                while True:
+                    self._take(*frames.next())
+                    failures = 0
+            except (TransportError, _Lost, OSError) as error:
+                logger.info("%s: the feed ended, and will be begun again: %s", self._remote.host, error or "lost")
+                if isinstance(error, TimeoutError):
+                    self._remote.close()  # no sign of life
+            except Exception:
+                logger.exception("%s: the feed failed, and will be begun again", self._remote.host)
+            with self._lock:
+                stream_was, self._stream = self._stream, None
+                if not self._items:
+                    self._needed.clear()
+            if stream_was is not None:
+                stream_was.close()
+            time.sleep(_PAUSES[min(failures, len(_PAUSES) - 1)])
+            failures += 1
+
+    def _take(self, words: list[str], data: bytes) -> None:
+        verb, number = words[0], int(words[1]) if len(words) > 1 else 0
+        item = self._items.get(number)
+        if isinstance(item, _Marks):
+            if verb == "old":
+                item.take(words[2], None)
+            elif verb == "mark":
+                item.take(words[2], data.decode(errors="replace"))
+        elif isinstance(item, _Growing):
+            if verb == "data":
+                item.take(data)
+            elif verb == "again":
+                item.again()
+        elif number:
+            self.say(f"forget {number}")
+
+
+class _Frames:
+    def __init__(self, stream: Stream, marker: str) -> None:
+        self._stream = stream
+        self._end = f"\n{marker}\n".encode()
+        self._buffer = b""
+
+    def next(self) -> tuple[list[str], bytes]:
+        """The words of a frame's first line, and its data."""
+        words = self._until(b"\n").decode(errors="surrogateescape").split(" ")
+        return words, self._until(self._end) if words[0] in ("data", "mark") else b""
+
+    def _until(self, mark: bytes) -> bytes:
+        start = 0
+        while (at := self._buffer.find(mark, start)) < 0:
+            start = max(0, len(self._buffer) - len(mark) + 1)
+            piece = self._stream.receive(_SILENCE)
+            if not piece:
+                raise _Lost
+            self._buffer += piece
+        found, self._buffer = self._buffer[:at], self._buffer[at + len(mark) :]
+        return found

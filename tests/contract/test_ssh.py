@@ -1,0 +1,83 @@
+"""The behaviour suite on another machine, reached by a real sshd, and on a real Slurm behind one."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from execute_batch_scheduler import submit_script
+from execute_batch_scheduler.adapters import ssh
+from tests.contract.behaviour import PATIENCE, Behaviour
+from tests.services import sshd as sshd_service
+from tests.services.slurm import Slurm
+from tests.services.sshd import Sshd
+
+
+class OverThere(Behaviour):
+    """The same suite; its environment and its job directories are those of the machine over there."""
+
+    @pytest.fixture
+    def server(self) -> Sshd:
+        raise NotImplementedError
+
+    @pytest.fixture(autouse=True)
+    def job_root(self, server: Sshd) -> Path:
+        self._server = server
+        return Path(server.home) / ".execute_batch_scheduler"
+
+    @pytest.fixture(autouse=True)
+    def _profile(self, server: Sshd) -> Iterator[None]:
+        """What a login shell reads there; after each test that is forgotten."""
+        yield
+        profile = Path(server.home) / ".bash_profile"
+        if profile.exists():
+            profile.unlink()
+            ssh.logout(f"ssh://{self.host}")
+
+    def set_variables(self, variables: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+        with Path(self._server.home, ".bash_profile").open("w") as file:
+            print("echo A banner; echo and more >&2; read answer", file=file)  # as profiles do
+            for name, value in variables.items():
+                function = re.fullmatch("BASH_FUNC_(.*)%%", name)
+                if function:
+                    print(f"{function[1]}{value}\nexport -f {function[1]}", file=file)
+                else:
+                    print(f"export {name}='{value}'", file=file)
+        ssh.logout(f"ssh://{self.host}")
+
+
+class TestSSH(OverThere):
+    wlm = "ssh"
+    host = "adistantmachine"
+
+    @pytest.fixture
+    def server(self, sshd: Sshd) -> Sshd:
+        return sshd
+
+
+@pytest.fixture(scope="module")
+def login(slurm_daemons: Slurm) -> Iterator[Sshd]:
+    with sshd_service.running(name="login1", environment=slurm_daemons.environment) as server:
+        yield server
+
+
+class TestSlurmOverSSH(OverThere):
+    """Nothing of Slurm is here: no command, no configuration."""
+
+    wlm = "slurm"
+    host = "login1"
+
+    @pytest.fixture
+    def server(self, login: Sshd, monkeypatch: pytest.MonkeyPatch) -> Sshd:
+        for name, value in login.environment.items():
+            monkeypatch.setenv(name, value)
+        monkeypatch.delenv("SSH_AUTH_SOCK", raising=False)
+        monkeypatch.delenv("SLURM_CONF", raising=False)
+        return login
+
+    def test_resources_are_slurms(self) -> None:
+        job = submit_script('echo "$SLURM_NTASKS"; srun -n 2 echo task', "-n2 -N2", wlm="slurm", host=self.host)
+        assert job.result(PATIENCE) == "2\ntask\ntask\n"
