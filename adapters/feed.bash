@@ -126,7 +126,9 @@ do
   fi
   look
   quiet=$((quiet + 1))
-  if [ $quiet -lt 1000 ]; then
+  if [ $quiet -lt 200 ]; then
+    tick=.005
+  elif [ $quiet -lt 1000 ]; then
     tick=.02
   elif [ $quiet -lt 2000 ]; then
     tick=.05

@@ -28,11 +28,12 @@ _LOOKS = (0.2, 1, 3)  # seconds before each look for a process whose start was n
 _LIST = ["/bin/bash", "-p", "-c", 'exec ps -ww -u "$UID" -o pid=,stat=,args=']
 
 # A background child of a shell has SIGINT and SIGQUIT ignored, and what is ignored at its start a script cannot get
-# back: hence the trap. The id is told only when every redirection has succeeded.
+# back: hence the trap. The id is told only when every redirection has succeeded, and before our own output and errors
+# are let go: whoever waits for their end has it then.
 _START = """( trap - INT QUIT; cd -- {directory} || exit
-exec 6>&1 <{stdin} >{stdout} 2>{stderr} || exit
+exec 6>&1 7>&2 <{stdin} >{stdout} 2>{stderr} || exit
 echo "$BASHPID" >&6
-exec 6>&- setsid -- {command} ) &
+exec 6>&- 7>&- setsid -- {command} ) &
 """
 _CANCEL = """\
 kill -s TERM -- -{pid} || exit 0
@@ -132,7 +133,14 @@ class ProcessExecutor(JobExecutor):
         self.transport: Transport = ssh.transport(url) if url else Local()
         # No scheduler is bothered by a question, and ps answers it.
         pace = Pace(queued=0.5, queued_most=1.0, running=5.0, ended=0.0, ended_most=0.5, forgotten=0.2)
-        self.tracker = Tracker(self.name, self.transport, self.ask, self._set_job_status, pace)
+        self.tracker = Tracker(
+            self.name,
+            self.transport,
+            self.ask,
+            self._set_job_status,
+            pace,
+            verdict=lambda record: verdict(record, False),
+        )
 
     def submit(self, job: Job) -> None:
         """See PSI/J. On return the process runs."""

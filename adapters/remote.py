@@ -375,7 +375,8 @@ class Remote:
         read = f"tail -c +{offset + 1} -- {file}" if offset else f"cat -- {file}"
         if limit >= 0:
             read = f"{read} | head -c {limit}" if offset else f"head -c {limit} -- {file}"
-        return self._checked(self._ask(f"exec 4<{file} || exit; exec 4<&-; {read}"), path).out
+        begun = f"exec 4<{file} || exit; exec 4<&-; [ -s {file} ] || exit 0"  # without a process where there is nothing
+        return self._checked(self._ask(f"{begun}; {read}"), path).out
 
     def texts(self, paths: Sequence[str]) -> dict[str, str]:
         """Small text files, in one round trip and without a process."""
@@ -393,10 +394,6 @@ class Remote:
             found[paths[number]] = out[:length].decode(errors="replace")
             out = out[length:]
         return found
-
-    def exists(self, path: str) -> bool:
-        """Whether there is something of that name."""
-        return self._ask(f"[ -e {shlex.quote(path)} ] || [ -L {shlex.quote(path)} ]").exit_code == 0
 
     def size(self, path: str) -> int:
         """The size of a file in bytes."""

@@ -395,7 +395,7 @@ class TrackedSlurmExecutor(SlurmJobExecutor):
         """See PSI/J."""
         assert job.spec is not None
         text = submit_script(job.spec)
-        path = self._submit_path(job, Path(submit_file.name))
+        path = self._submit_path(job, self.work_directory / f"{job.id}.job")
         self._submissions[path] = job.id, text.encode(errors="surrogateescape")
         if self.transport.host is None:
             submit_file.write(text)

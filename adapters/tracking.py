@@ -127,6 +127,8 @@ class Tracker:
         Called for each change of state, on the tracker's thread.
     queued
         The scheduler's own word for a job that it has taken and not said anything about yet.
+    verdict
+        Where the end record alone decides: what it says. Then nobody is asked.
     """
 
     def __init__(
@@ -137,8 +139,10 @@ class Tracker:
         deliver: Deliver,
         pace: Pace = Pace(),
         queued: Optional[str] = None,
+        verdict: Optional[Callable[[Record], Report]] = None,
     ) -> None:
         self._queued = queued
+        self._verdict = verdict
         self.pace = pace
         self._name = name
         self._transport = transport
@@ -325,6 +329,8 @@ class Tracker:
                 started=attempt.started,
             )
         self._tell(entry, JobStatus(JobState.ACTIVE, time=attempt.started))
+        if attempt.ended is not None and self._verdict:
+            self._take_answer(entry, self._verdict(record), record)
 
     def _put_questions(self) -> None:
         now = time.monotonic()

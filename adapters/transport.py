@@ -108,9 +108,6 @@ class Transport(Protocol):
     def texts(self, paths: Sequence[str]) -> dict[str, str]:
         """Small text files, all at once; those that are not there are left out."""
 
-    def exists(self, path: str) -> bool:
-        """Whether there is something of that name."""
-
     def size(self, path: str) -> int:
         """The size of a file in bytes; FileNotFoundError where there is none."""
 
@@ -199,10 +196,6 @@ class Local:
             except (FileNotFoundError, NotADirectoryError):
                 continue
         return found
-
-    def exists(self, path: str) -> bool:
-        """Whether there is something of that name."""
-        return os.path.lexists(path)
 
     def size(self, path: str) -> int:
         """The size of a file in bytes."""

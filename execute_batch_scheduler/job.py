@@ -217,10 +217,11 @@ class Job:
         error = self.exception(timeout)
         if error is not None:
             raise error
-        path = self._stdout()
-        if path is not None and not self._transport.exists(path):
-            raise JobFailed(f"job {self.native_id} completed, but its output is gone: there is no {path}", self)
-        return self.stdout()
+        try:
+            return output.whole(self._transport, self._place("stdout"))
+        except FileNotFoundError:
+            gone = f"job {self.native_id} completed, but its output is gone: there is no {self._stdout()}"
+            raise JobFailed(gone, self) from None
 
     def exception(self, timeout: Timeout = None) -> Optional[JobError]:
         """Wait for the end; the error that `result` would raise, or None. Raises TimeoutError as `result` does."""
@@ -267,11 +268,11 @@ class Job:
 
     def stdout(self) -> str:
         """All of standard output so far."""
-        return output.whole(self._transport, self._place("stdout"))
+        return self._whole("stdout")
 
     def stderr(self) -> str:
         """All of standard error so far; '' where it goes to the same file as standard output."""
-        return output.whole(self._transport, self._place("stderr"))
+        return self._whole("stderr")
 
     def get_output(self) -> tuple[str, str]:
         """Standard output and standard error so far. Never blocks."""
@@ -327,6 +328,12 @@ class Job:
                         self._changed.wait_for(lambda: self._news or self.done(), min(0.25, 0.03 + quiet / 200))
                         self._news = False
         yield from ((name, text) for name, stream in streams.items() if (text := stream.rest()))
+
+    def _whole(self, stream: str) -> str:
+        try:
+            return output.whole(self._transport, self._place(stream))
+        except FileNotFoundError:
+            return ""
 
     def _place(self, stream: str) -> Optional[output.Place]:
         """Where an output lies, and where in that file it begins: a job may append to what was there."""

@@ -95,13 +95,8 @@ class Output:
 
 
 def whole(transport: Transport, place: Optional[Place]) -> str:
-    """All of a file's text from where the job's output begins; '' where there is none."""
-    if place is None:
-        return ""
-    try:
-        return transport.read(*place).decode(errors="replace")
-    except FileNotFoundError:
-        return ""
+    """A file's text from where the job's output begins; '' if no file is known. FileNotFoundError if it is gone."""
+    return "" if place is None else transport.read(*place).decode(errors="replace")
 
 
 def last_lines(transport: Transport, path: Optional[str], count: int = 10) -> list[str]:

@@ -6,9 +6,10 @@ a minute at least) are all begun together.
 
 from __future__ import annotations
 
+import os
 import re
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Optional
@@ -16,7 +17,7 @@ from typing import Optional
 import pytest
 from execute_batch_scheduler.adapters.slurm import TrackedSlurmExecutor
 from execute_batch_scheduler.adapters.tracking import NO_EVIDENCE, Pace
-from execute_batch_scheduler.adapters.transport import Local, Result
+from execute_batch_scheduler.adapters.transport import Local
 
 from execute_batch_scheduler import Job, JobFailed, submit_script
 from tests.contract.behaviour import until
@@ -33,8 +34,9 @@ class _Pinned(Local):
     def __init__(self, environment: Mapping[str, str]) -> None:
         self._environment = environment
 
-    def run(self, command: Sequence[str], *, timeout: float, environment: Optional[Mapping[str, str]] = None) -> Result:
-        return super().run(command, timeout=timeout, environment={**(environment or {}), **self._environment})
+    @property
+    def environment(self) -> Mapping[str, str]:
+        return {**os.environ, **self._environment}
 
 
 def executor_for(slurm: service.Slurm) -> TrackedSlurmExecutor:

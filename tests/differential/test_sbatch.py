@@ -15,7 +15,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Optional
+from typing import Any
 from unittest import mock
 
 import pytest
@@ -90,8 +90,12 @@ class _Recorded(Local):
         self._environment = environment
         self.said = ""
 
-    def run(self, command: Sequence[str], *, timeout: float, environment: Optional[Mapping[str, str]] = None) -> Result:
-        result = super().run(command, timeout=timeout, environment={**(environment or {}), **self._environment})
+    @property
+    def environment(self) -> Mapping[str, str]:
+        return {**os.environ, **self._environment}
+
+    def run(self, command: Sequence[str], **options: Any) -> Result:
+        result = super().run(command, **options)
         if command[0] == "sbatch":
             self.said = result.stderr
         return result

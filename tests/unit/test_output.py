@@ -158,7 +158,8 @@ def test_the_whole_text(file):
     file.write_bytes(b"a\xc3\xa9\xff\n" * 3)
     assert whole(Local(), (str(file), 0)) == "aé\ufffd\n" * 3
     assert whole(Local(), None) == ""
-    assert whole(Local(), (f"{file}.none", 0)) == ""
+    with pytest.raises(FileNotFoundError):
+        whole(Local(), (f"{file}.none", 0))
 
 
 @pytest.mark.parametrize(

@@ -11,9 +11,9 @@ from execute_batch_scheduler.spec import make_spec
 from psij import JobAttributes, JobSpec, JobState
 
 START = """( trap - INT QUIT; cd -- {directory} || exit
-exec 6>&1 <{stdin} >{stdout} 2>{stderr} || exit
+exec 6>&1 7>&2 <{stdin} >{stdout} 2>{stderr} || exit
 echo "$BASHPID" >&6
-exec 6>&- setsid -- {command} ) &
+exec 6>&- 7>&- setsid -- {command} ) &
 """
 OURS = {
     "directory": ".",
