@@ -365,6 +365,12 @@ class Remote:
         data = b"".join(content for content, _ in files.values())
         self._checked(self._ask("\n".join(lines), data, again=False), path)
 
+    def write(self, path: str, offset: int, data: bytes) -> None:
+        """Let a file have `data` from `offset` on, and nothing behind it."""
+        file = shlex.quote(path)
+        fill = f"head -c {len(data)} >>{file}" if data else ":"
+        self._checked(self._ask(f"truncate -s {offset} -- {file} && {fill}", data), path)
+
     def append(self, path: str, data: bytes) -> None:
         """Add to a file."""
         self._checked(self._ask(f"head -c {len(data)} >>{shlex.quote(path)}", data), path)

@@ -102,6 +102,9 @@ class Transport(Protocol):
     def append(self, path: str, data: bytes) -> None:
         """Add to a file."""
 
+    def write(self, path: str, offset: int, data: bytes) -> None:
+        """Let a file have `data` from `offset` on, and nothing behind it; one that is not there is made."""
+
     def read(self, path: str, offset: int = 0, limit: int = -1) -> bytes:
         """Read a file from `offset` on, at most `limit` bytes; FileNotFoundError where there is none."""
 
@@ -179,6 +182,13 @@ class Local:
     def append(self, path: str, data: bytes) -> None:
         """Add to a file."""
         with open(path, "ab") as file:
+            file.write(data)
+
+    def write(self, path: str, offset: int, data: bytes) -> None:
+        """Let a file have `data` from `offset` on, and nothing behind it."""
+        with open(path, "r+b" if os.path.exists(path) else "w+b") as file:
+            file.truncate(offset)
+            file.seek(offset)
             file.write(data)
 
     def read(self, path: str, offset: int = 0, limit: int = -1) -> bytes:

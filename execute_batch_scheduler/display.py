@@ -70,6 +70,13 @@ def waiting(job: Job) -> str:
     return f"{WAITING} ({said})" if said else WAITING
 
 
+def progress(name: str, done: int, total: int) -> str:
+    """How far files are copied, as a line that replaces itself."""
+    share = done / total if total else 1.0
+    bar = ("#" * int(share * 30)).ljust(30, ".")
+    return f"\r[{bar}] {share:4.0%} of {total / 1e6:,.1f} MB  {plain(name)[-40:]:40}"
+
+
 def failure(job: Job, last_lines: list[str], path: Optional[str]) -> str:
     """What to say of a job that did not complete."""
     state = job.native_state or str(job.state)

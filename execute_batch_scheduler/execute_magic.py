@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import getpass
 import os
 import re
 import shlex
@@ -15,7 +16,7 @@ from IPython.utils.text import DollarFormatter
 from traitlets import Any as AnyTrait, Bunch, Dict, Enum, Unicode, Union as TraitUnion, observe
 
 from execute_batch_scheduler import display, flags as flag_table
-from execute_batch_scheduler.errors import BadUsage, Interrupted, SubmissionFailed
+from execute_batch_scheduler.errors import BadUsage, ExecuteError, Interrupted, JobError, SubmissionFailed
 from execute_batch_scheduler.flags import NONE, REQUIRED, Flag, Option
 from execute_batch_scheduler.settings import settings
 
@@ -34,6 +35,8 @@ _OWN = {
         Option("user", REQUIRED),
         Option("port", REQUIRED),
         Option("identity", REQUIRED),
+        Option("put", REQUIRED),
+        Option("get", REQUIRED),
         Option("shell", REQUIRED),
         Option("bg", NONE),
         Option("amgr", REQUIRED),
@@ -97,6 +100,8 @@ class ExecuteMagics(Magics):
         --target=NAME          a target of the settings files: a backend with its flags, environment and so on
         --host=MACHINE         run it there by SSH, or by the scheduler behind that login; as [user@]machine[:port]
         --user, --port, --identity=FILE   for --host, where the ssh configuration does not say them
+        --put PATH ...         copy files to --host before
+        --get PATTERN ...      copy files from --host when the job has ended
         --shell=SHELL          what runs the cell, with arguments if need be; default: the cell's #! line, or bash
         --bg                   do not wait; returns the handle
         --amgr=VAR             put the handle into VAR, at once
@@ -154,6 +159,30 @@ class ExecuteMagics(Magics):
             print(f"Terminate job {number}" if job.cancel() else f"{job!r} has ended already")
 
     @line_magic
+    def execute_login(self, line: str) -> None:
+        """Log in where a password or code is asked for: ``%execute_login [user@]machine[:port]``, or a target."""
+        from execute_batch_scheduler.adapters import ssh
+        from execute_batch_scheduler.adapters.transport import TransportError
+        from execute_batch_scheduler.submit import machine
+
+        host, url = machine(_one(line, "one machine, please: [user@]machine[:port], or a target"))
+        try:
+            ssh.login(url, _ask)
+        except TransportError as error:
+            raise UsageError(str(error)) from None
+        print(f"Logged in to {host}; cells reach it until this kernel ends, or until %execute_logout {line.strip()}")
+
+    @line_magic
+    def execute_logout(self, line: str) -> None:
+        """Let the connection to a machine go: ``%execute_logout [user@]machine[:port]``; its jobs go on."""
+        from execute_batch_scheduler.adapters import ssh
+        from execute_batch_scheduler.submit import machine
+
+        host, url = machine(_one(line, "one machine, please: [user@]machine[:port], or a target"))
+        ssh.logout(url)
+        print(f"Logged out of {host}")
+
+    @line_magic
     def execute_clean(self, line: str) -> None:
         """Remove what ended jobs left: ``%execute_clean --older=30d``."""
         from execute_batch_scheduler.history import clean
@@ -165,7 +194,9 @@ class ExecuteMagics(Magics):
         print(f"{count} jobs removed, {freed / 1e6:,.1f} MB freed")
 
     def _execute(self, line: str, cell: str) -> Optional[Job]:
-        own, scheduler, native = self._parse(line)
+        own, scheduler, native, files = self._parse(line)
+        if files["get"] and "bg" in own:
+            raise BadUsage("--get waits for the job, and --bg does not; say handle.get(PATTERN) when it has ended")
         from execute_batch_scheduler.submit import submit_script
 
         given: dict[str, Any] = {name: own.get(name) for name in ("wlm", "target", "identity", "shell")}
@@ -174,7 +205,9 @@ class ExecuteMagics(Magics):
             plan = submit_script(cell, scheduler, native=native, dry_run=True, **given)
             print("\n".join([*plan.notices, str(plan)]))
             return None
-        job: Job = submit_script(cell, scheduler, native=native, **given)
+        bar = _Bar()
+        job: Job = submit_script(cell, scheduler, native=native, put=files["put"], progress=bar, **given)
+        bar.end()
         for notice in job.notices:
             print(notice)
         self._publish(own, job)
@@ -182,11 +215,25 @@ class ExecuteMagics(Magics):
             hint = "" if "amgr" in own or "out" in own else f"; its handle is {_HANDLE}, or next time --amgr=VAR"
             print(display.submitted(job) + hint)
             return job
-        _Cell(self, job, own).run()
+        failure = None
+        try:
+            _Cell(self, job, own).run()
+        except JobError as error:
+            failure = error  # what it left is copied all the same
+        if files["get"]:
+            try:
+                job.get(*files["get"], progress=bar)
+                bar.end()
+            except ExecuteError as error:
+                if failure is None:
+                    raise
+                print(error)
+        if failure is not None:
+            raise failure
         return None
 
-    def _parse(self, line: str) -> tuple[dict[str, str], list[str], list[str]]:
-        """Our own options by name, sbatch's words, and native words."""
+    def _parse(self, line: str) -> tuple[dict[str, str], list[str], list[str], dict[str, list[str]]]:
+        """Our own options by name, sbatch's words, native words, and the files to copy."""
         values: list[str] = []
 
         def set_aside(match: re.Match[str]) -> str:  # so that a value with spaces stays one word, whatever it holds
@@ -202,13 +249,14 @@ class ExecuteMagics(Magics):
         if "--" in words:
             at = words.index("--")
             words, native = words[:at], words[at + 1 :]
+        files = {name: _lists(words, f"--{name}") for name in ("put", "get")}
         parsed = flag_table.parse(words, {**flag_table.SBATCH, **_OWN})
         own = {flag.option.group or flag.name: flag.value or "" for flag in parsed if flag.option and _is_own(flag)}
         for name in _VARIABLES:
             if name in own and not own[name].isidentifier():
                 hint = {"out": "; for a file use --output", "err": "; for a file use --error"}.get(name, "")
                 raise BadUsage(f"--{name} wants the name of a variable, and {own[name]!r} is none{hint}")
-        return own, [flag.word for flag in parsed if not _is_own(flag)], native
+        return own, [flag.word for flag in parsed if not _is_own(flag)], native, files
 
     def _value(self, words: str) -> str:
         """Of {expression} or $name from the notebook's variables; $NAME from the environment too."""
@@ -235,6 +283,41 @@ class ExecuteMagics(Magics):
         self.shell.push({own[name]: values[name] for name in _VARIABLES if name in own and values[name] is not None})
 
 
+def _lists(words: list[str], option: str) -> list[str]:
+    """Take an option that has any number of values out of the words, and give these."""
+    values = []
+    while (at := next((at for at, word in enumerate(words) if word.partition("=")[0] == option), None)) is not None:
+        end = at + 1
+        while end < len(words) and not words[end].startswith("-"):
+            end += 1
+        given = [*filter(None, [words[at].partition("=")[2]]), *words[at + 1 : end]]
+        if not given:
+            raise BadUsage(f"{option} wants the names of files")
+        values += given
+        del words[at:end]
+    return values
+
+
+class _Bar:
+    """The progress of copying, at most ten times a second."""
+
+    def __init__(self) -> None:
+        self._shown = 0.0
+        self._line = ""
+
+    def __call__(self, name: str, done: int, total: int) -> None:
+        self._line = display.progress(name, done, total)
+        if time.monotonic() - self._shown > 0.1:
+            self._shown = time.monotonic()
+            sys.stdout.write(self._line)
+            sys.stdout.flush()
+
+    def end(self) -> None:
+        if self._line:
+            print(self._line)
+            self._line = ""
+
+
 def _host(own: dict[str, str]) -> Optional[str]:
     """The machine with what else was said of it."""
     host = own.get("host")
@@ -251,11 +334,16 @@ def _is_own(flag: Flag) -> bool:
     return flag.option is not None and _OWN.get(flag.name) is flag.option
 
 
-def _one(line: str) -> str:
+def _one(line: str, what: str = "one job, please: its number or its key; %execute_jobs lists them") -> str:
     words = line.split()
     if len(words) != 1:
-        raise UsageError("one job, please: its number or its key; %execute_jobs lists them")
+        raise UsageError(what)
     return words[0]
+
+
+def _ask(prompt: str, shown: bool) -> str:
+    """What the user types, in a notebook or a terminal."""
+    return input(prompt) if shown else getpass.getpass(prompt)
 
 
 def _attached(number: str) -> Job:

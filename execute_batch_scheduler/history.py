@@ -145,7 +145,7 @@ def _ended(entry: Entry) -> bool:
 def _psij_job(entry: Entry) -> psij.Job:
     """PSI/J's view of a noted job. It has the id of then, by which a submission is looked up."""
     executable, arguments = JobDir(entry.directory).command
-    spec = JobSpec(executable, arguments, stdout_path=entry.stdout, stderr_path=entry.stderr)
+    spec = JobSpec(executable, arguments, directory=entry.chdir, stdout_path=entry.stdout, stderr_path=entry.stderr)
     job = psij.Job(spec)
     job._id, job._native_id = entry.key, entry.native_id
     return job

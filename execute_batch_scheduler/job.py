@@ -5,18 +5,20 @@ from __future__ import annotations
 import asyncio
 import concurrent.futures
 import logging
+import os
 import threading
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from pathlib import Path
 from typing import Any, Optional, Union
 
-from execute_batch_scheduler import display, journal, output
+from execute_batch_scheduler import display, journal, output, transfer
 from execute_batch_scheduler.adapters.jobdir import JobDir
 from execute_batch_scheduler.adapters.tracking import Details, Tracker
 from execute_batch_scheduler.adapters.transport import Transport
-from execute_batch_scheduler.errors import JobCancelled, JobError, JobFailed, SubmissionFailed
+from execute_batch_scheduler.errors import BadUsage, JobCancelled, JobError, JobFailed, SubmissionFailed
 
 import psij
 from psij import JobState
@@ -328,6 +330,38 @@ class Job:
                         self._changed.wait_for(lambda: self._news or self.done(), min(0.25, 0.03 + quiet / 200))
                         self._news = False
         yield from ((name, text) for name, stream in streams.items() if (text := stream.rest()))
+
+    def get(
+        self,
+        *patterns: str,
+        to: Union[str, os.PathLike[str]] = ".",
+        progress: transfer.Progress = lambda *_: None,
+    ) -> list[Path]:
+        """Copy files from the directory where the script runs on another machine; see `transfer.get`.
+
+        Parameters
+        ----------
+        patterns
+            Names of files or directories over there, or patterns such as ``results/*.csv``.
+        to
+            The directory here.
+        progress
+            Called with a name, how many bytes are there, and how many there are in all.
+
+        Returns
+        -------
+        list of pathlib.Path
+            What was written.
+
+        Raises
+        ------
+        ExecuteError
+            If there is no such file, or a name would lead out of `to`.
+        """
+        if self.host is None:
+            raise BadUsage("the files of this job are on this machine; there is nothing to copy")
+        place = transfer.working_directory(self.spec, self._transport)
+        return transfer.get(self._transport, patterns, place, os.fspath(to), progress)
 
     def _whole(self, stream: str) -> str:
         try:

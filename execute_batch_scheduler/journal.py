@@ -35,6 +35,8 @@ class Entry:
         None if it was never learned: the process ended, or lost the connection, while it submitted.
     directory : str
         The job directory.
+    chdir : str or None
+        Where the script runs, if that was said.
     stdout, stderr : str or None
         Where its output goes; None where only the job's record tells.
     state, native_state, exit_code, reason
@@ -51,6 +53,7 @@ class Entry:
     executor: str = ""
     name: Optional[str] = None
     directory: str = ""
+    chdir: Optional[str] = None
     stdout: Optional[str] = None
     stderr: Optional[str] = None
     native_id: Optional[str] = None

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Literal, Optional, TypeVar, Union, overload
 from weakref import WeakKeyDictionary
 
-from execute_batch_scheduler import backend, directives, flags as flag_table, journal
+from execute_batch_scheduler import backend, directives, flags as flag_table, journal, transfer
 from execute_batch_scheduler.adapters import process, ssh, stock
 from execute_batch_scheduler.adapters.jobdir import JobDir
 from execute_batch_scheduler.adapters.tracking import OutcomeUnknown, Tracker
@@ -24,6 +24,7 @@ from execute_batch_scheduler.flags import Flag
 from execute_batch_scheduler.job import Job
 from execute_batch_scheduler.settings import Choice, settings
 from execute_batch_scheduler.spec import HONOURED, WITHOUT_SCHEDULER, check_stock, make_spec
+from execute_batch_scheduler.transfer import Progress
 
 import psij
 from psij import JobExecutor, JobExecutorConfig, JobSpec
@@ -104,6 +105,8 @@ def submit_script(
     executor: Optional[JobExecutor] = None,
     config: Optional[JobExecutorConfig] = None,
     native: Sequence[str] = (),
+    put: Sequence[Union[str, os.PathLike[str]]] = (),
+    progress: Progress = lambda *_: None,
     dry_run: Literal[False] = False,
 ) -> Job: ...
 
@@ -123,6 +126,8 @@ def submit_script(
     executor: Optional[JobExecutor] = None,
     config: Optional[JobExecutorConfig] = None,
     native: Sequence[str] = (),
+    put: Sequence[Union[str, os.PathLike[str]]] = (),
+    progress: Progress = lambda *_: None,
     dry_run: Literal[True],
 ) -> DryRun: ...
 
@@ -141,6 +146,8 @@ def submit_script(
     executor: Optional[JobExecutor] = None,
     config: Optional[JobExecutorConfig] = None,
     native: Sequence[str] = (),
+    put: Sequence[Union[str, os.PathLike[str]]] = (),
+    progress: Progress = lambda *_: None,
     dry_run: bool = False,
 ) -> Union[Job, DryRun]:
     """Run a script as a batch job.
@@ -175,6 +182,10 @@ def submit_script(
         A PSI/J configuration for the executor that `wlm` names.
     native
         Words for the scheduler's own submit command, as they are.
+    put
+        Files and directories that are copied to `host` before, into the directory where the script runs.
+    progress
+        Called while they are: with a name, how many bytes are there, and how many there are in all.
     dry_run
         Submit nothing, make nothing; return what would be.
 
@@ -222,6 +233,11 @@ def submit_script(
     notices = _check(psij_job.spec, wlm, chosen, merged, native)
     if dry_run:
         return DryRun(text, _preview(chosen, psij_job), psij_job.spec, notices, choice.prologue)
+    if put and transport.host is None:
+        raise BadUsage("--put goes with --host: a job of this machine finds the files where they are")
+    if put:
+        place = transfer.working_directory(psij_job.spec, transport)
+        transfer.put(transport, [os.fspath(path) for path in put], place, progress)
     try:
         where.create(
             transport,
@@ -447,6 +463,7 @@ def _note(wlm: str, executor: JobExecutor, job: psij.Job, where: JobDir, transpo
             executor=executor.name,
             name=job.spec.name,
             directory=where.path,
+            chdir=None if job.spec.directory is None else str(job.spec.directory),
             stdout=out,
             stderr=err,
         )

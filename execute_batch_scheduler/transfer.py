@@ -1,0 +1,178 @@
+"""Files to and from another machine, beside a job: pieces of bounded size, so that a broken connection costs one piece.
+
+Names come from over there, so each is looked at before anything is written here.
+"""
+
+from __future__ import annotations
+
+import os
+import shlex
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+from execute_batch_scheduler.adapters.transport import Transport, TransportError
+from execute_batch_scheduler.errors import BadUsage, ExecuteError
+
+from psij import JobSpec
+
+Progress = Callable[[str, int, int], None]
+"""Called with the name of a file, how many bytes of all files are there, and how many there are in all."""
+
+_TIMEOUT = 120.0
+# Patterns are expanded, and nothing else in them is: with no IFS they are not split, and no shell reads them again.
+_LIST = """\
+cd -- "$1" || exit
+shift
+shopt -s nullglob globstar
+IFS=''
+for pattern; do
+  found=($pattern)
+  [ ${#found[@]} -gt 0 ] || { printf '%s: nothing there has such a name\\n' "$pattern" >&2; exit 1; }
+  find -L "${found[@]/#-/./-}" -type f -printf '%s %m\\0%H\\0%P\\0' || exit
+done
+"""
+
+
+@dataclass(frozen=True)
+class _File:
+    source: str
+    target: str
+    size: int
+    executable: bool
+
+
+def working_directory(spec: JobSpec, transport: Transport) -> str:
+    """Where a script runs on another machine."""
+    said = spec.attributes.get_custom_attribute("slurm.chdir") if spec.attributes is not None else None
+    return os.path.normpath(os.path.join(transport.environment["HOME"], str(said or spec.directory or "")))
+
+
+def put(transport: Transport, paths: Sequence[str], directory: str, progress: Progress = lambda *_: None) -> None:
+    """Copy files, and directories with all in them, into a directory of another machine.
+
+    Parameters
+    ----------
+    paths
+        Here; each keeps its last name over there.
+    directory
+        Over there, absolute; made if it is not there.
+
+    Raises
+    ------
+    BadUsage
+        If one of them is not there.
+    ExecuteError
+        If one could not be written; files that are there are whole.
+    """
+    files = [file for path in paths for file in _local_files(path, directory)]
+    total, done = sum(file.size for file in files), 0
+    _shell(transport, ["mkdir", "-p", "--", *sorted({os.path.dirname(file.target) for file in files} | {directory})])
+    for file in files:
+        part = f"{file.target}.part"
+        progress(file.target, done, total)
+        try:
+            with open(file.source, "rb") as source:
+                at = 0
+                while (piece := source.read(transport.piece)) or at == 0:
+                    transport.write(part, at, piece)
+                    at += len(piece)
+                    progress(file.target, done + at, total)
+                    if not piece:
+                        break
+        except OSError as error:
+            raise ExecuteError(f"{file.source} could not be copied to {transport.host}: {error}") from error
+        done += file.size
+        mode = "chmod u+x -- {0} && " if file.executable else ""
+        move = (mode + "mv -f -- {0} {1}").format(shlex.quote(part), shlex.quote(file.target))
+        _shell(transport, ["/bin/bash", "-p", "-c", move])
+
+
+def get(
+    transport: Transport,
+    patterns: Sequence[str],
+    directory: str,
+    to: str,
+    progress: Progress = lambda *_: None,
+) -> list[Path]:
+    """Copy files, and directories with all in them, from a directory of another machine.
+
+    Parameters
+    ----------
+    patterns
+        Names or patterns over there, as bash has them, seen from `directory`.
+    to
+        The directory here. What is below `directory` keeps its path, anything else its last name.
+
+    Returns
+    -------
+    list of pathlib.Path
+        What was written.
+
+    Raises
+    ------
+    ExecuteError
+        If there is no such file, one cannot be read or written, or a name would lead out of `to`.
+    """
+    listed = _shell(transport, ["/bin/bash", "-p", "-c", _LIST, "list", directory, *patterns])
+    files = list(_remote_files(listed, directory, to))
+    total, done, written = sum(file.size for file in files), 0, []
+    for file in files:
+        progress(file.source, done, total)
+        target = Path(file.target)
+        part = target.with_name(f"{target.name}.part")
+        try:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            with open(part, "wb") as sink:
+                while piece := transport.read(file.source, sink.tell(), transport.piece):
+                    sink.write(piece)
+                    progress(file.source, done + sink.tell(), total)
+            if file.executable:
+                part.chmod(part.stat().st_mode | 0o100)
+            part.replace(target)
+        except OSError as error:
+            part.unlink(missing_ok=True)
+            raise ExecuteError(f"{file.source} could not be copied from {transport.host}: {error}") from error
+        done += file.size
+        written.append(target)
+    return written
+
+
+def _local_files(path: str, directory: str) -> Iterator[_File]:
+    top = Path(path).expanduser()
+    if not top.exists():
+        raise BadUsage(f"--put: there is no {path} on this machine")
+    for one in sorted(top.rglob("*")) if top.is_dir() else [top]:
+        if one.is_file():
+            name = PurePosixPath(top.resolve().name, *one.relative_to(top).parts)
+            status = one.stat()
+            yield _File(str(one), f"{directory}/{name}", status.st_size, bool(status.st_mode & 0o100))
+
+
+def _remote_files(listed: str, directory: str, to: str) -> Iterator[_File]:
+    fields = listed.split("\0")
+    for facts, top, below in zip(fields[::3], fields[1::3], fields[2::3]):
+        size, mode = facts.split()
+        name = os.path.basename(top.rstrip("/")) if top.startswith("/") else top
+        source, name = (os.path.join(one, below) if below else one for one in (os.path.join(directory, top), name))
+        yield _File(source, _inside(to, name), int(size), bool(int(mode, 8) & 0o100))
+
+
+def _inside(to: str, name: str) -> str:
+    """The path of a name below a directory, which it must not leave, not even by a link that lies there."""
+    target = os.path.join(to, name)
+    base = os.path.realpath(to)
+    if ".." in PurePosixPath(name).parts or os.path.commonpath([base, os.path.realpath(target)]) != base:
+        raise ExecuteError(f"{name!r} leads out of {to}, and is not copied; nothing was written")
+    return target
+
+
+def _shell(transport: Transport, command: Sequence[str]) -> str:
+    try:
+        result = transport.run(command, timeout=_TIMEOUT)
+    except TransportError as error:
+        raise ExecuteError(str(error)) from error
+    if result.exit_code != 0:
+        said = (result.stderr.strip() or f"{command[0]} ended with exit code {result.exit_code}").splitlines()[-1]
+        raise ExecuteError(f"on {transport.host}: {said}")
+    return result.stdout
