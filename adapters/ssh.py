@@ -8,21 +8,28 @@ from __future__ import annotations
 
 import base64
 import fnmatch
+import getpass
 import hashlib
 import hmac
+import logging
 import os
 import re
-import select
 import shlex
 import shutil
+import signal
 import socket
 import stat
 import subprocess
+import tempfile
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Optional
+from queue import SimpleQueue
+from typing import IO, TYPE_CHECKING, Any, Optional, Union
 from urllib.parse import parse_qs, quote, urlencode, urlsplit
 
 from execute_batch_scheduler.adapters.remote import Connection, Remote, Stream
@@ -34,16 +41,28 @@ if TYPE_CHECKING:
 Ask = Callable[[str, bool], str]
 """Asks the user something, and tells whether what is typed may be shown."""
 
-_HOST = re.compile(
-    r"(?:(?P<user>[^\s:/@-][^\s:/@]*)@)?(?P<host>\[[\w.:%-]+\]|\w[\w.-]*)(?::(?P<port>\d{1,5}))?", re.ASCII
-)
+# A login name comes into the user's ProxyCommand, which is shell text: none of its signs, and no option.
+_HOST = re.compile(r"(?:(?P<user>\w[\w.+~\\@-]*)@)?(?P<host>\[[\w.:%-]+\]|\w[\w.-]*)(?::(?P<port>\d{1,5}))?", re.ASCII)
 _CONNECT_TIMEOUT = 15.0
 _LOGIN_TIMEOUT = 30.0
+_ASK_TIMEOUT = 600.0  # somebody is looking for a phone
+_AGENT_TIMEOUT = 60.0  # somebody is looking for the key to touch
 _OPEN_TIMEOUT = 20.0
+_SEND_TIMEOUT = 30.0
 _KEEPALIVE = 30
+_SILENCE = 30_000  # milliseconds after which what we have sent should have been acknowledged
 _WINDOW = 1 << 24  # bytes under way: what paramiko has by default costs half of the speed
 _PACKET = 1 << 18
+_PIECE = 1 << 20
 _HOPS = 8
+_DEFAULT_KEYS = tuple(
+    f"~/.ssh/id_{kind}" for kind in ("rsa", "ecdsa", "ecdsa_sk", "ed25519", "ed25519_sk", "xmss", "dsa")
+)
+_USE_PROGRAM = 'ssh_client = "program" in the settings lets the ssh program make the connection'
+
+# Paramiko tells tracebacks of what the user is told in a sentence. Who wants them sets this logger's level.
+_LOG = f"{__name__}.paramiko"
+logging.getLogger(_LOG).setLevel(logging.CRITICAL)
 
 
 @dataclass(frozen=True)
@@ -99,7 +118,8 @@ def parse_url(url: str) -> Address:
     query = {name: values[-1] for name, values in parse_qs(parts.query).items()}
     client = query.pop("client", "paramiko")
     identity = query.pop("identity", None)
-    if parts.scheme != "ssh" or parts.path not in ("", "/") or query or client not in ("paramiko", "program"):
+    more = parts.path.strip("/") or parts.fragment or query
+    if parts.scheme != "ssh" or more or client not in ("paramiko", "program"):
         raise ValueError(f"{url!r} is no such URL; say ssh://machine or ssh://user@machine:2222")
     return replace(parse_host(parts.netloc), identity=identity, program=client == "program")
 
@@ -107,46 +127,94 @@ def parse_url(url: str) -> Address:
 # what the user's configuration says
 
 
-Options = dict[str, list[str]]
+class Configuration:
+    """What the user's ssh configuration says of a machine; Unreachable if it cannot be read."""
+
+    def __init__(self, address: Address) -> None:
+        self.address = address
+        self._options = self._by_program() if shutil.which("ssh") else self._by_paramiko()
+        self.host = self.first("hostname", address.host)
+        self.port = int(self.first("port", "22"))
+        self.user = self.first("user") or getpass.getuser()
+
+    def _by_program(self) -> dict[str, list[str]]:
+        try:
+            result = subprocess.run(
+                ["ssh", "-G", *self.address.words],
+                stdin=subprocess.DEVNULL,
+                capture_output=True,
+                text=True,
+                errors="replace",
+                timeout=_LOGIN_TIMEOUT,
+            )
+        except subprocess.TimeoutExpired:
+            raise Unreachable(
+                f"{self.address}: ssh -G gives no answer within {_LOGIN_TIMEOUT:g} s; see Match in ~/.ssh/config"
+            ) from None
+        if result.returncode != 0:
+            raise Unreachable(f"{self.address}: ssh cannot read its configuration: {result.stderr.strip()}")
+        options: dict[str, list[str]] = {}
+        for line in result.stdout.splitlines():
+            name, _, value = line.partition(" ")
+            options.setdefault(name.lower(), []).append(value)
+        return options
+
+    def _by_paramiko(self) -> dict[str, list[str]]:
+        """Without the program: most of what it would say, but nothing of files that are included."""
+        import paramiko
+
+        config = paramiko.SSHConfig()
+        try:
+            for path in (Path("~/.ssh/config").expanduser(), Path("/etc/ssh/ssh_config")):
+                if path.exists():
+                    with path.open(errors="replace") as file:
+                        config.parse(file)
+            found = config.lookup(self.address.host)
+        except (paramiko.SSHException, OSError, ValueError, ImportError) as error:
+            raise Unreachable(f"{self.address}: the ssh configuration cannot be read: {error}") from error
+        options = {name: value if isinstance(value, list) else [value] for name, value in found.items() if value}
+        said = {"user": self.address.user, "port": self.address.port}
+        options.update({name: [str(value)] for name, value in said.items() if value})
+        options["identityfile"] = options.get("identityfile") or list(_DEFAULT_KEYS)
+        return options
+
+    def first(self, name: str, default: str = "") -> str:
+        """The first value of an option; empty where that is ``none``."""
+        value = (self._options.get(name) or [default])[0]
+        return "" if value.lower() == "none" else value
+
+    def all(self, name: str) -> list[str]:
+        """All values of an option that may have several."""
+        return [value for value in self._options.get(name, []) if value.lower() != "none"]
+
+    def expanded(self, text: str) -> str:
+        """With the values of the tokens that ssh knows."""
+        local = socket.gethostname()
+        values = {
+            "%": "%",
+            "d": str(Path.home()),
+            "h": self.host,
+            "i": str(os.getuid()),
+            "k": self.first("hostkeyalias", self.address.host),
+            "L": local.partition(".")[0],
+            "l": local,
+            "n": self.address.host,
+            "p": str(self.port),
+            "r": self.user,
+            "u": getpass.getuser(),
+        }
+        return re.sub("%(.)", lambda match: values.get(match[1], match[0]), text)
+
+    def path(self, text: str) -> Path:
+        """A file that the configuration names."""
+        return Path(os.path.expanduser(os.path.expandvars(self.expanded(text))))
 
 
-def configuration(address: Address) -> Options:
-    """What the user's ssh configuration says of a machine, by lower-case option."""
-    program = shutil.which("ssh")
-    if program is None:
-        return _by_paramiko(address)
+def _text(path: Path) -> str:
     try:
-        result = subprocess.run(
-            [program, "-G", *address.words], stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=20
-        )
-    except subprocess.TimeoutExpired:
-        raise Unreachable(
-            f"ssh -G {address.host} gave no answer within 20 s: see the Match lines of ~/.ssh/config"
-        ) from None
-    if result.returncode != 0:
-        raise Unreachable(f"ssh cannot read its configuration for {address}: {result.stderr.strip()}")
-    options: Options = {}
-    for line in result.stdout.splitlines():
-        name, _, value = line.partition(" ")
-        options.setdefault(name.lower(), []).append(value)
-    return options
-
-
-def _by_paramiko(address: Address) -> Options:
-    import paramiko
-
-    path = Path("~/.ssh/config").expanduser()
-    config = paramiko.SSHConfig.from_path(str(path)) if path.exists() else paramiko.SSHConfig()
-    found = config.lookup(address.host)
-    options: Options = {name: [value] if isinstance(value, str) else list(value) for name, value in found.items()}
-    said = {"user": address.user, "port": address.port, "identityfile": address.identity}
-    options.update({name: [str(value)] for name, value in said.items() if value})
-    return options
-
-
-def _first(options: Options, name: str, default: str = "") -> str:
-    value = (options.get(name) or [default])[0]
-    return "" if value.lower() == "none" else value
+        return path.read_text(errors="replace")
+    except OSError:
+        return ""
 
 
 # who the machine is
@@ -158,7 +226,7 @@ def known_keys(text: str, name: str) -> list[tuple[str, str, bytes]]:
     for line in text.splitlines():
         words = line.split()
         marker = words.pop(0) if words and words[0].startswith("@") else ""
-        if len(words) < 3 or words[0].startswith("#") or not _is_for(words[0], name):
+        if len(words) < 3 or words[0].startswith("#") or not _is_for(words[0], name.lower()):
             continue
         try:
             found.append((marker, words[1], base64.b64decode(words[2], validate=True)))
@@ -174,7 +242,7 @@ def _is_for(patterns: str, name: str) -> bool:
         except ValueError:
             return False
         return hmac.compare_digest(hmac.new(salt, name.encode(), hashlib.sha1).digest(), digest)
-    name, good = name.lower(), False
+    good = False
     for pattern in patterns.lower().split(","):
         plain = pattern.lstrip("!").replace("[", "[[]")  # for fnmatch a bracket begins a set
         if fnmatch.fnmatchcase(name, plain):
@@ -189,231 +257,443 @@ def fingerprint(key: bytes) -> str:
     return "SHA256:" + base64.b64encode(hashlib.sha256(key).digest()).decode().rstrip("=")
 
 
-def _files(options: Options, names: Sequence[str], default: str) -> list[Path]:
-    words = [word for name in names for word in shlex.split(_first(options, name, default if name == names[0] else ""))]
-    return [Path(word).expanduser() for word in words]
-
-
 class _Known:
-    """The keys that are known for one machine."""
+    """The keys that are known for one machine. Nothing is ever added: what adds one is told to the user."""
 
-    def __init__(self, address: Address, options: Options) -> None:
-        host = _first(options, "hostkeyalias") or _first(options, "hostname", address.host)
-        port = _first(options, "port", "22")
-        self.address = address
-        self.name = host if port == "22" or _first(options, "hostkeyalias") else f"[{host}]:{port}"
-        self.files = _files(options, ("userknownhostsfile", "globalknownhostsfile"), "~/.ssh/known_hosts")
-        self.keys = [key for file in self.files if (text := _text(file)) for key in known_keys(text, self.name)]
+    def __init__(self, configuration: Configuration) -> None:
+        self.address = configuration.address
+        alias = configuration.first("hostkeyalias")
+        host, port = alias or configuration.host, 22 if alias else configuration.port
+        self.name = host if port == 22 else f"[{host}]:{port}"
+        users, globals_ = (
+            [configuration.path(word) for word in configuration.first(f"{whose}knownhostsfile", default).split()]
+            for whose, default in (("user", "~/.ssh/known_hosts"), ("global", "/etc/ssh/ssh_known_hosts"))
+        )
+        self.file = next((path for path in users if str(path) != os.devnull), Path("~/.ssh/known_hosts").expanduser())
+        self.unheeded = self.file not in users
+        texts = [(path, _text(path)) for path in (*users, *globals_)]
+        self.keys = [(path, *key) for path, text in texts for key in known_keys(text, self.name)]
+        # As with ssh, who is known without a port is known on each.
+        self.portless = [] if port == 22 else [key for _, text in texts for key in known_keys(text, host)]
+        self.revoking = configuration.first("revokedhostkeys")
 
     @property
-    def types(self) -> list[str]:
+    def types(self) -> set[str]:
         """Types of keys that are known, as a server is to be asked for them."""
-        types = [type_ for marker, type_, _ in self.keys if not marker]
-        return [
-            name for type_ in types for name in (["rsa-sha2-512", "rsa-sha2-256"] if type_ == "ssh-rsa" else [type_])
-        ]
+        types = {type_ for _, marker, type_, _ in self.keys if not marker}
+        types |= set() if self.keys else {type_ for marker, type_, _ in self.portless if not marker}
+        return types | ({"rsa-sha2-512", "rsa-sha2-256"} if "ssh-rsa" in types else set())
 
     def check(self, type_: str, key: bytes) -> None:
         """Unreachable if the machine is not who it should be."""
-        if any(marker == "@revoked" and known == key for marker, _, known in self.keys):
+        every = [known[1:] for known in self.keys] + self.portless
+        if self.revoking:
+            raise Unreachable(f"{self.address}: RevokedHostKeys is heeded by the ssh program alone; {_USE_PROGRAM}")
+        if ("@revoked", type_, key) in every:
             raise Unreachable(f"{self.address}: its key {fingerprint(key)} is revoked; ask the site's administrators")
-        if any(not marker and known == key for marker, _, known in self.keys):
+        if ("", type_, key) in every:
             return
-        file = self.files[0] if self.files else Path("~/.ssh/known_hosts").expanduser()
         line = f"{self.name} {type_} {base64.b64encode(key).decode()}"
-        add = f"echo {shlex.quote(line)} >> {shlex.quote(str(file))}"
         what = f"it shows a key of type {type_} with the fingerprint {fingerprint(key)}"
-        if any(not marker and known_type == type_ for marker, known_type, _ in self.keys):
+        changed = next((path for path, marker, known, _ in self.keys if (marker, known) == ("", type_)), None)
+        if changed:
             raise Unreachable(
-                f"the key of {self.address} HAS CHANGED: {what}, and known is another one. Somebody may pose as that "
-                "machine. If the site says that its key was changed:\n"
-                f"  ssh-keygen -R {shlex.quote(self.name)} -f {shlex.quote(str(file))}\n  {add}"
+                f"the key of {self.address} HAS CHANGED: {what}, and {changed} has another one. Somebody may pose as "
+                "that machine. If the site says that its key was changed:\n"
+                f"  {shlex.join(['ssh-keygen', '-R', self.name, '-f', str(changed)])}\n  {self._add(line)}"
             )
-        raise Unreachable(
-            f"{self.address} is not known here: {what}. If that is what the site publishes, this adds it:\n  {add}"
-        )
+        others = sorted({known for marker, known, _ in every if not marker})
+        text = f"{self.address} is not known by this key: {what}"
+        text += f"; known are only keys of other types: {', '.join(others)}" if others else ""
+        if any(marker == "@cert-authority" for marker, _, _ in every):
+            text += f". An authority vouches for its certificates, which paramiko cannot check: {_USE_PROGRAM}"
+        text += f". If the site publishes that fingerprint, this adds the key:\n  {self._add(line)}"
+        text += f"\nand UserKnownHostsFile of the ssh configuration must name {self.file}" if self.unheeded else ""
+        raise Unreachable(text)
 
-
-def _text(path: Path) -> str:
-    try:
-        return path.read_text(errors="replace")
-    except OSError:
-        return ""
+    def _add(self, line: str) -> str:
+        """The command line that adds a line to the known ones."""
+        file, said = shlex.quote(str(self.file)), _text(self.file)
+        folder = "" if self.file.parent.exists() else f"mkdir -p -m 700 {shlex.quote(str(self.file.parent))} && "
+        end = f"echo >> {file} && " if said and not said.endswith("\n") else ""
+        return f"{folder}{end}echo {shlex.quote(line)} >> {file}"
 
 
 # who we are
 
 
-class _Identity:
+def _take(data: bytes) -> tuple[bytes, bytes]:
+    """The first string of an SSH structure, and what follows it."""
+    size = int.from_bytes(data[:4], "big")
+    return data[4 : 4 + size], data[4 + size :]
+
+
+def _certifies(certificate: bytes, key: bytes) -> bool:
+    """Whether a certificate is for a public key: behind its type and a nonce it holds that key."""
+    fields = _take(key)[1]
+    return bool(fields) and _take(_take(certificate)[1])[1].startswith(fields)
+
+
+def _public(text: str) -> bytes:
+    """The key of a public key file or certificate; nothing if that is none."""
+    words = text.split()
+    try:
+        key = base64.b64decode(words[1], validate=True)
+    except (IndexError, ValueError):
+        return b""
+    return key if _take(key)[0] == words[0].encode() else b""
+
+
+@dataclass(frozen=True)
+class _KeyFile:
+    """A file that the user may log in by; `public` is empty where it cannot be read without the passphrase."""
+
+    path: Path
+    type: str
+    public: bytes
+    encrypted: bool
+    private: bool = True
+
+    @classmethod
+    def read(cls, path: Path) -> _KeyFile:
+        """What can be told without a passphrase. https://github.com/openssh/openssh-portable/blob/master/PROTOCOL.key"""
+        text = _text(path)
+        beside = _public(_text(Path(f"{path}.pub")))
+        kind = re.match(r"-----BEGIN (OPENSSH|RSA|EC) PRIVATE KEY-----\s+((?:.*\n)*?)-----END", text)
+        if kind is None:
+            public = _public(text)
+            return cls(path, _take(public)[0].decode(), public, False, private="PRIVATE KEY" in text)
+        if kind[1] != "OPENSSH":
+            return cls(path, {"RSA": "ssh-rsa", "EC": "ecdsa"}[kind[1]], beside, "ENCRYPTED" in kind[2])
+        with suppress(ValueError):
+            cipher, rest = _take(base64.b64decode(kind[2])[len(b"openssh-key-v1\0") :])
+            public, _ = _take(_take(_take(rest)[1])[1][4:])  # behind the function, its options and the number of keys
+            return cls(path, _take(public)[0].decode(errors="replace"), public, cipher != b"none")
+        return cls(path, "", beside, False)
+
+
+class _Key:
+    """What paramiko wants of a key or certificate. Where no signature is to be had, that is refused like a key."""
+
+    public_blob = None
+
+    def __init__(self, blob: bytes, sign: Callable[[bytes, str], Any]) -> None:
+        self._blob = blob
+        self._sign = sign
+        self.trouble = ""
+
+    def get_name(self) -> str:
+        return _take(self._blob)[0].decode()
+
+    def asbytes(self) -> bytes:
+        return self._blob
+
+    def sign_ssh_data(self, data: bytes, algorithm: str = "") -> Any:
+        try:
+            return self._sign(data, algorithm)
+        except Exception as error:  # here in paramiko's thread it would end the connection
+            self.trouble = str(error) or type(error).__name__
+            return b""
+
+
+def _is(key: bytes, public: bytes) -> bool:
+    """Whether it is that key, or a certificate of it."""
+    return key == public or _certifies(key, public)
+
+
+class _Agent:
+    """A connection to an ssh-agent: https://datatracker.ietf.org/doc/html/draft-ietf-sshm-ssh-agent"""
+
+    def __init__(self, connection: socket.socket) -> None:
+        self._connection = connection
+        self.keys: list[tuple[bytes, str]] = []
+        """Public keys or certificates, and their comments."""
+
+    def connect(self, place: str) -> None:
+        """Get the keys."""
+        self._connection.settimeout(_AGENT_TIMEOUT)
+        self._connection.connect(place)
+        answer = self._ask(11, b"", 12)
+        rest = answer[4:]
+        for _ in range(int.from_bytes(answer[:4], "big")):
+            key, rest = _take(rest)
+            comment, rest = _take(rest)
+            self.keys.append((key, comment.decode(errors="replace")))
+
+    def sign(self, key: bytes, data: bytes, algorithm: str) -> bytes:
+        """A signature by the private half of a key."""
+        flags = 4 if "sha2-512" in algorithm else 2 if "sha2-256" in algorithm else 0
+        strings = b"".join(len(part).to_bytes(4, "big") + part for part in (key, data))
+        return _take(self._ask(13, strings + flags.to_bytes(4, "big"), 14))[0]
+
+    def _ask(self, kind: int, data: bytes, expected: int) -> bytes:
+        self._connection.sendall((len(data) + 1).to_bytes(4, "big") + bytes([kind]) + data)
+        answer = self._receive(int.from_bytes(self._receive(4), "big"))
+        if answer[:1] != bytes([expected]):
+            raise OSError("the agent refuses")
+        return answer[1:]
+
+    def _receive(self, size: int) -> bytes:
+        data = b""
+        while len(data) < size:
+            piece = self._connection.recv(size - len(data))
+            if not piece:
+                raise OSError("the agent closed the connection")
+            data += piece
+        return data
+
+
+class _Login:
     """Tries what we have to prove who we are, and remembers what came of it, for the message."""
 
-    def __init__(self, address: Address, options: Options, ask: Optional[Ask]) -> None:
-        self.address = address
-        self.options = options
-        self.user = _first(options, "user", address.user or "") or os.environ.get("USER", "")
+    def __init__(self, configuration: Configuration, transport: paramiko.Transport, ask: Optional[Ask]) -> None:
+        self.configuration = configuration
+        self.address = configuration.address
+        self.user = configuration.user
+        self.transport = transport
         self.ask = ask
+        self.wanted = ["publickey"]  # what the server would take next; nothing once we are in
         self.tried: list[str] = []
+        self.methods: dict[str, Callable[[], None]] = {"publickey": self._by_key}
+        if ask:
+            self.methods.update({"keyboard-interactive": self._by_answers, "password": self._by_password})
+        self.may_ask = False
 
-    def prove(self, transport: paramiko.Transport) -> None:
+    def prove(self) -> None:
         """Log in; Unreachable if we are not let in."""
-        import paramiko
-
-        allowed: list[str] = ["publickey"]
-        try:
-            transport.auth_none(self.user)
-            return
-        except paramiko.BadAuthenticationType as error:
-            allowed = error.allowed_types
-        except paramiko.SSHException:
-            pass
-        if "publickey" in allowed:
-            for name, key in self._keys():
-                try:
-                    allowed = transport.auth_publickey(self.user, key)
-                except paramiko.BadAuthenticationType as error:
-                    allowed = error.allowed_types
-                    break
-                except paramiko.SSHException as error:
-                    self.tried.append(f"{name}: {'refused' if transport.is_active() else error}")
-                    if not transport.is_active():
-                        break
-                    continue
-                if not allowed:
-                    return
-                self.tried.append(f"{name}: accepted, but {' or '.join(allowed)} is wanted too")
+        self._accepted(partial(self.transport.auth_none, self.user))
+        while self.wanted and self.transport.is_active():
+            method = next((method for method in self.methods if method in self.wanted), None)
+            if method is None:
                 break
-        if self.ask and transport.is_active():
-            allowed = self._answer(transport, allowed, self.ask)
-            if not allowed:
-                return
-        raise Unreachable(self._refusal(allowed))
+            self.methods.pop(method)()
+        if self.wanted or not self.transport.is_active():
+            raise Unreachable(self._refusal())
 
-    def _answer(self, transport: paramiko.Transport, allowed: list[str], ask: Ask) -> list[str]:
-        """Log in by what the user types."""
+    def _accepted(self, attempt: Callable[[], list[str]]) -> bool:
+        """Whether the server takes what is offered; more may be wanted even so."""
         import paramiko
 
-        def answer(title: str, instructions: str, prompts: list[tuple[str, bool]]) -> list[str]:
-            head = "\n".join(filter(None, (title.strip(), instructions.strip())))
-            return [ask(f"{head}\n{prompt}" if head else prompt, echo) for prompt, echo in prompts]
+        try:
+            self.wanted = attempt()
+            return True
+        except paramiko.BadAuthenticationType as error:
+            self.wanted = error.allowed_types
+        except (paramiko.SSHException, OSError, EOFError):
+            pass
+        return False
 
-        for method in ("keyboard-interactive", "password"):
-            if method not in allowed:
-                continue
-            try:
-                if method == "password":
-                    return transport.auth_password(
-                        self.user, ask(f"Password of {self.address}: ", False), fallback=False
+    def _by_key(self) -> None:
+        with closing(self._keys()) as keys:
+            for name, key in keys:
+                if self._accepted(partial(self.transport.auth_publickey, self.user, key)):
+                    self.tried += [f"{name}: accepted, but {' or '.join(self.wanted)} is wanted too"] * bool(
+                        self.wanted
                     )
-                return transport.auth_interactive(self.user, answer)
-            except paramiko.SSHException:
-                self.tried.append(f"{method}: refused")
-                if not transport.is_active():
-                    break
-        return allowed
+                    return
+                self.tried.append(f"{name}: {key.trouble or 'refused'}")
+                if not self.transport.is_active() or "publickey" not in self.wanted:
+                    return
+        if not self.tried:
+            self.tried.append("no key was found: ssh-keygen makes one, ssh-copy-id sends it")
 
-    def _keys(self) -> Iterator[tuple[str, paramiko.PKey]]:
-        """Keys of the agent, then those of files."""
-        only = self._wanted() if _first(self.options, "identitiesonly", "no").lower() == "yes" else None
-        yield from self._agent_keys(only)
-        for word in self.options.get("identityfile") or ["~/.ssh/id_ed25519", "~/.ssh/id_ecdsa", "~/.ssh/id_rsa"]:
-            path = Path(self._expanded(word))
-            if path.exists():
-                key = self._key(path)
-                if key is not None:
-                    yield str(path), key
-            elif self.address.identity:
-                self.tried.append(f"{path}: there is no such file")
+    def _by_answers(self) -> None:
+        assert self.ask
+        # Paramiko's thread gets the questions. They are asked by ours, which may talk to the user and be interrupted.
+        questions: SimpleQueue[Optional[tuple[str, list[tuple[str, bool]]]]] = SimpleQueue()
+        answers: SimpleQueue[list[str]] = SimpleQueue()
 
-    def _agent_keys(self, only: Optional[set[bytes]]) -> Iterator[tuple[str, paramiko.PKey]]:
-        import paramiko
-        from paramiko.agent import AgentSSH
+        def handle(title: str, instructions: str, prompts: list[tuple[str, bool]]) -> list[str]:
+            questions.put(("".join(f"{text.strip()}\n" for text in (title, instructions) if text.strip()), prompts))
+            return answers.get()
 
-        place = _first(self.options, "identityagent", "SSH_AUTH_SOCK")
-        place = os.environ.get("SSH_AUTH_SOCK", "") if place == "SSH_AUTH_SOCK" else self._expanded(place)
-        if not place:
-            return
-        agent = AgentSSH()
-        try:
-            connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-            connection.settimeout(5)
-            connection.connect(place)
-            agent._connect(connection)  # type: ignore[no-untyped-call]
-        except (OSError, paramiko.SSHException) as error:
-            self.tried.append(f"agent at {place}: {error}")
-            return
-        keys = [key for key in agent.get_keys() if only is None or key.asbytes() in only]
-        for key in keys:
-            yield f"agent's key {key.get_name()} {fingerprint(key.asbytes())}", key
-
-    def _wanted(self) -> set[bytes]:
-        """Public keys of the identity files: of an agent's keys these alone may be used."""
-        texts = [_text(Path(self._expanded(word) + ".pub")).split() for word in self.options.get("identityfile", [])]
-        return {base64.b64decode(words[1]) for words in texts if len(words) > 1}
-
-    def _key(self, path: Path) -> Optional[paramiko.PKey]:
-        from paramiko import PasswordRequiredException
-        from paramiko.pkey import PKey, UnknownKeyType
-
-        try:
-            status = path.stat()
-            if status.st_mode & (stat.S_IRWXG | stat.S_IRWXO) and status.st_uid == os.getuid():
-                mode = stat.S_IMODE(status.st_mode)
-                self.tried.append(f"{path}: not used, as others can read it (mode {mode:04o}): chmod 600 {path}")
-                return None
+        with ThreadPoolExecutor(1) as pool:
+            login = pool.submit(self.transport.auth_interactive, self.user, handle)
+            login.add_done_callback(lambda _: questions.put(None))
             try:
-                return PKey.from_path(str(path))
-            except (TypeError, PasswordRequiredException):
-                if self.ask is None:
-                    self.tried.append(f"{path}: has a passphrase, and no agent holds it: ssh-add {path}")
-                    return None
-                return PKey.from_path(str(path), self.ask(f"Passphrase of {path}: ", False).encode())  # type: ignore[arg-type]
-        except (OSError, ValueError, UnknownKeyType) as error:
-            self.tried.append(f"{path}: {error or type(error).__name__}")
-            return None
+                while (question := questions.get()) is not None:
+                    head, prompts = question
+                    answers.put([self.ask(f"{head}({self._who}) {prompt}", echo) for prompt, echo in prompts])
+                    if prompts:
+                        self.methods.pop("password", None)  # it would be the same question again
+            except BaseException:
+                self.transport.close()
+                answers.put([])
+                raise
+        if not self._accepted(login.result):
+            self.tried.append("keyboard-interactive: refused")
 
-    def _expanded(self, word: str) -> str:
-        tokens = {
-            "%%": "%",
-            "%d": str(Path.home()),
-            "%h": _first(self.options, "hostname"),
-            "%r": self.user,
-            "%u": os.environ.get("USER", ""),
-        }
-        return os.path.expanduser(re.sub("%.", lambda match: tokens.get(match[0], match[0]), word))
+    def _by_password(self) -> None:
+        assert self.ask
+        password = self.ask(f"({self._who}) Password: ", False)
+        if not self._accepted(partial(self.transport.auth_password, self.user, password, fallback=False)):
+            self.tried.append("password: refused")
 
-    def _refusal(self, allowed: list[str]) -> str:
-        lines = [f"{self.address} does not let {self.user} in; it takes {', '.join(allowed) or 'nothing more'}"]
-        lines += [f"  {text}" for text in self.tried] or [
-            "  no key was found: ssh-keygen makes one, ssh-copy-id sends it"
+    @property
+    def _who(self) -> str:
+        return f"{self.user}@{self.address.host}"
+
+    def _keys(self) -> Iterator[tuple[str, _Key]]:
+        """What may be tried, in ssh's order: keys of the agent, first those that are configured; then those of files."""
+        files, certificates = self._files(), self._certificates()
+        tried: set[bytes] = set()
+
+        def with_certificates(name: str, key: bytes, sign: Callable[[bytes, str], Any]) -> Iterator[tuple[str, _Key]]:
+            mine = [(f"{name} with {path}", blob) for path, blob in certificates if _certifies(blob, key)]
+            for what, blob in [*mine, (name, key)]:
+                if blob not in tried:
+                    tried.add(blob)
+                    yield what, _Key(blob, sign)
+
+        with self._agent() as agent:
+            publics = [file.public for file in files if file.public]
+            named = [(key, comment) for public in publics for key, comment in agent.keys if _is(key, public)]
+            only = self.configuration.first("identitiesonly").lower() == "yes"
+            for key, comment in named if only else [*named, *agent.keys]:
+                name = f"the agent's key {comment or fingerprint(key)}"
+                yield from with_certificates(name, key, partial(agent.sign, key))
+            for file in sorted(files, key=lambda file: file.encrypted):  # no passphrase if it works without
+                private = None if file.public in tried else self._private(file)
+                if private is not None:
+                    yield from with_certificates(str(file.path), private.asbytes(), private.sign_ssh_data)
+
+    def _files(self) -> list[_KeyFile]:
+        words = self.configuration.all("identityfile")
+        paths = {self.configuration.path(word): word in _DEFAULT_KEYS for word in words}
+        if self.address.identity:
+            paths = {Path(self.address.identity): True, **paths}
+        self.tried += [
+            f"{path}: there is no such file" for path, usual in paths.items() if not (usual or path.exists())
         ]
-        if self.ask is None and {"keyboard-interactive", "password"} & set(allowed):
-            lines.append(f"To be asked for a password or code: %execute_login {self.address}")
-        lines.append('If ssh itself gets in, let it make the connection: ssh_client = "program" in the settings')
+        return [_KeyFile.read(path) for path in paths if path.exists()]
+
+    def _certificates(self) -> list[tuple[Path, bytes]]:
+        words = self.configuration.all("certificatefile")
+        paths = [self.configuration.path(word) for word in words]
+        paths += [self.configuration.path(f"{word}-cert.pub") for word in self.configuration.all("identityfile")]
+        return [(path, blob) for path in paths if (blob := _public(_text(path)))]
+
+    @contextmanager
+    def _agent(self) -> Iterator[_Agent]:
+        """The agent; one without keys where there is none."""
+        place = self.configuration.first("identityagent", "SSH_AUTH_SOCK")
+        place = os.environ.get("SSH_AUTH_SOCK", "") if place == "SSH_AUTH_SOCK" else str(self.configuration.path(place))
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
+            agent = _Agent(connection)
+            if place:
+                try:
+                    agent.connect(place)
+                except OSError as error:
+                    self.tried.append(f"agent at {place}: {error.strerror or error}")
+            yield agent
+
+    def _private(self, file: _KeyFile) -> Optional[paramiko.PKey]:
+        """The private key of a file; None if it cannot be had, and `tried` says why."""
+        import paramiko
+
+        status = file.path.stat()
+        mode = stat.S_IMODE(status.st_mode)
+        kinds = {"ssh-ed25519": paramiko.Ed25519Key, "ssh-rsa": paramiko.RSAKey, "ecdsa": paramiko.ECDSAKey}
+        kind = kinds.get(re.sub("^ecdsa-.*", "ecdsa", file.type))
+        why, passphrase = "", None
+        if not os.access(file.path, os.R_OK):
+            why = "cannot be read by us"
+        elif not file.private:
+            why = "holds no private key, and no agent has it"
+        elif mode & (stat.S_IRWXG | stat.S_IRWXO) and status.st_uid == os.getuid():
+            why = f"not used, as others can read it (mode {mode:04o}): chmod 600 {shlex.quote(str(file.path))}"
+        elif kind is None:
+            why = f"a key of type {file.type or 'unknown'}, which paramiko cannot use"
+        elif file.encrypted and self.ask is None:
+            why = f"has a passphrase, and no agent holds it: ssh-add {shlex.quote(str(file.path))}"
+            self.may_ask = True
+        else:
+            try:
+                if file.encrypted and self.ask:
+                    passphrase = self.ask(f"Passphrase of {file.path}: ", False)
+                return kind.from_private_key_file(str(file.path), passphrase)
+            except (paramiko.SSHException, OSError, ValueError) as error:
+                why = "that is not its passphrase" if file.encrypted else f"cannot be read: {error}"
+        self.tried.append(f"{file.path}: {why}")
+        return None
+
+    def _refusal(self) -> str:
+        active = self.transport.is_active()
+        takes = f"; it takes {', '.join(self.wanted)}" if active else " and closed the connection"
+        lines = [f"{self.address} does not let {self.user} in{takes}", *(f"  {text}" for text in self.tried)]
+        if not active and len(self.tried) > 1:
+            lines.append(
+                "Too many keys may have been tried: name the right one by identity, or by IdentityFile with "
+                "IdentitiesOnly yes in the ssh configuration"
+            )
+        if self.ask is None and (self.may_ask or {"keyboard-interactive", "password"} & set(self.wanted)):
+            lines.append(f"To be asked for a password, passphrase or code: %execute_login {self.address}")
+        lines.append(f"If ssh itself gets in: {_USE_PROGRAM}")
         return "\n".join(lines)
 
 
 # connections
 
 
-class _Channel:
-    """A stream of paramiko's."""
+class _Process(socket.socket):
+    """A program that runs here, and our end of its standard streams."""
 
-    def __init__(self, channel: paramiko.Channel) -> None:
-        self._channel = channel
+    def __init__(self, words: Sequence[str], stderr: Optional[IO[bytes]] = None) -> None:
+        ours, theirs = socket.socketpair()
+        super().__init__(fileno=ours.detach())
+        with theirs:
+            self._process = subprocess.Popen(
+                words, stdin=theirs, stdout=theirs, stderr=stderr or theirs, start_new_session=True
+            )
 
-    def send(self, data: bytes) -> None:
-        self._channel.settimeout(_LOGIN_TIMEOUT)
-        self._channel.sendall(data)
-
-    def receive(self, timeout: float) -> bytes:
-        self._channel.settimeout(max(timeout, 0.001))
-        try:
-            return self._channel.recv(_WINDOW)
-        except socket.timeout:
-            raise TimeoutError from None
+    def runs(self) -> bool:
+        """Whether it has not ended yet."""
+        return self._process.poll() is None
 
     def close(self) -> None:
-        self._channel.close()
+        """End it."""
+        with suppress(OSError):
+            self.shutdown(socket.SHUT_RDWR)  # wakes who waits for it
+        super().close()
+        if self.runs():
+            with suppress(ProcessLookupError):
+                os.killpg(self._process.pid, signal.SIGTERM)
+            threading.Thread(target=self._process.wait, name="end of ssh", daemon=True).start()
+
+
+class _Stream:
+    """A stream over a channel of paramiko's, or a program."""
+
+    def __init__(self, end: Union[paramiko.Channel, _Process]) -> None:
+        self._end = end
+
+    def send(self, data: bytes) -> None:
+        with _broken():
+            self._end.settimeout(_SEND_TIMEOUT)
+            self._end.sendall(data)
+
+    def receive(self, timeout: float) -> bytes:
+        with _broken():
+            self._end.settimeout(max(timeout, 0.001))
+            try:
+                return bytes(self._end.recv(_PIECE))
+            except socket.timeout:
+                raise TimeoutError from None
+
+    def close(self) -> None:
+        with suppress(Exception):
+            self._end.close()
+
+
+@contextmanager
+def _broken() -> Iterator[None]:
+    """Paramiko has further errors for a connection that is gone."""
+    import paramiko
+
+    try:
+        yield
+    except (paramiko.SSHException, EOFError) as error:
+        raise ConnectionError(str(error)) from error
 
 
 class _Paramiko:
@@ -431,14 +711,67 @@ class _Paramiko:
             channel.exec_command(command)
         except (paramiko.SSHException, OSError, EOFError) as error:
             raise TransportError(f"no further session can be opened: {error}") from error
-        return _Channel(channel)
+        return _Stream(channel)
 
     def alive(self) -> bool:
         return all(transport.is_active() for transport in self._transports)
 
     def close(self) -> None:
-        for transport in reversed(self._transports):
-            transport.close()
+        for transport in self._transports:  # the nearest first: what is behind it then waits for nothing
+            with suppress(Exception):
+                transport.close()
+
+
+class _Program:
+    """What the ssh program gives: each stream is one of it. A ControlMaster, if the user has one, makes that quick."""
+
+    def __init__(self, address: Address) -> None:
+        program = shutil.which("ssh")
+        if program is None:
+            raise Unreachable("the ssh program is to make the connection, and this machine's PATH has none")
+        # No terminal and nobody to ask, keys that are known, and nothing else of what the configuration may want.
+        options = ["BatchMode=yes", "StrictHostKeyChecking=yes", "ServerAliveInterval=15"]
+        options += ["ClearAllForwardings=yes", "RemoteCommand=none", "PermitLocalCommand=no"]
+        self._words = [program, "-T", "-a", "-x", *(f"-o{option}" for option in options), *address.words]
+        self._streams: list[_Process] = []
+        self._lock = threading.Lock()
+        self._greet(address)
+
+    def _greet(self, address: Address) -> None:
+        """Say no more than what ssh says, if it does not get in."""
+        try:
+            result = subprocess.run(
+                [*self._words, "exit 0"],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.PIPE,
+                timeout=_LOGIN_TIMEOUT,
+                start_new_session=True,
+            )
+        except subprocess.TimeoutExpired:
+            raise Unreachable(f"ssh {address} gave no answer within {_LOGIN_TIMEOUT:g} s") from None
+        if result.returncode == 255:
+            said = result.stderr.decode(errors="replace").strip()
+            hint = ""
+            if "keyboard-interactive" in said or "password" in said:
+                hint = "\nIt is not asked for a password or code here: keep a connection open elsewhere (ControlMaster)"
+            raise Unreachable(f"ssh {address} says: {said or 'nothing'}{hint}")
+
+    def open(self, command: str) -> Stream:
+        stream = _Process([*self._words, command])
+        with self._lock:
+            self._streams = [one for one in self._streams if one.fileno() >= 0] + [stream]
+        return _Stream(stream)
+
+    def alive(self) -> bool:
+        """Not if a stream has ended and was not closed: others may have, without having been told so yet."""
+        with self._lock:
+            return all(stream.runs() for stream in self._streams if stream.fileno() >= 0)
+
+    def close(self) -> None:
+        with self._lock:
+            for stream in self._streams:
+                stream.close()
 
 
 def connect(address: Address, ask: Optional[Ask] = None) -> Connection:
@@ -454,181 +787,124 @@ def connect(address: Address, ask: Optional[Ask] = None) -> Connection:
     Unreachable
         Says why, and what to do.
     """
+    if address.identity and not Path(address.identity).exists():
+        raise Unreachable(f"{address}: there is no key file {address.identity}")
     return _Program(address) if address.program else _Paramiko(_transports(address, ask, _HOPS))
 
 
-def _transports(address: Address, ask: Optional[Ask], hops: int, via: Optional[paramiko.Transport] = None) -> list[Any]:
-    options = configuration(address)
-    before: list[paramiko.Transport] = []
+def _transports(
+    address: Address, ask: Optional[Ask], hops: int, via: Optional[paramiko.Transport] = None
+) -> list[paramiko.Transport]:
+    """The connections to the machines in between, each through the one before it, and to the machine itself."""
+    configuration = Configuration(address)
+    made: list[paramiko.Transport] = []
     try:
-        jumps = _first(options, "proxyjump")
-        if via is None and jumps:
+        for jump in filter(None, configuration.first("proxyjump").split(",")) if via is None else ():
             if not hops:
                 raise Unreachable(f"{address}: its ProxyJump leads through more than {_HOPS} machines")
-            for jump in jumps.split(","):
+            try:
                 hop = parse_url(jump) if "://" in jump else parse_host(jump)
-                before += _transports(hop, ask, hops - 1, before[-1] if before else None)
-            via = before[-1]
-        return [*before, _transport(address, options, ask, via)]
-    except ValueError as error:
-        _close(before)
-        raise Unreachable(f"{address}: its ProxyJump cannot be read: {error}") from None
+            except ValueError as error:
+                raise Unreachable(f"{address}: its ProxyJump cannot be read: {error}") from None
+            made += _transports(hop, ask, hops - 1, made[-1] if made else None)
+        return [*made, _transport(configuration, ask, made[-1] if made else via)]
     except BaseException:
-        _close(before)
+        _Paramiko(made).close()
         raise
-
-
-def _close(transports: Sequence[paramiko.Transport]) -> None:
-    for transport in reversed(transports):
-        transport.close()
 
 
 def _transport(
-    address: Address, options: Options, ask: Optional[Ask], via: Optional[paramiko.Transport]
+    configuration: Configuration, ask: Optional[Ask], via: Optional[paramiko.Transport]
 ) -> paramiko.Transport:
     import paramiko
 
-    known = _Known(address, options)
-    transport = paramiko.Transport(
-        _socket(address, options, via), default_window_size=_WINDOW, default_max_packet_size=_PACKET
-    )
-    transport.daemon = True
-    transport.banner_timeout = transport.handshake_timeout = transport.auth_timeout = _LOGIN_TIMEOUT
-    security = transport.get_security_options()
-    # GCM is twice as fast as the others here. Key types that are known come first, as the server picks by that.
-    security.ciphers = sorted(security.ciphers, key=lambda name: "gcm" not in name)
-    security.key_types = sorted(security.key_types, key=lambda name: name not in known.types)
-    try:
-        transport.start_client(timeout=_LOGIN_TIMEOUT)
-        key = transport.get_remote_server_key()
-        known.check(key.get_name(), key.asbytes())
-        if ask:
-            transport.auth_timeout = 600  # somebody is looking for a phone
-        _Identity(address, options, ask).prove(transport)
-        transport.set_keepalive(_KEEPALIVE)
-        return transport
-    except (paramiko.SSHException, OSError, EOFError) as error:
-        transport.close()
-        said = str(error) or "it closed the connection"
-        raise Unreachable(f"no SSH connection to {address}: {said}") from error
-    except BaseException:
-        transport.close()
-        raise
+    known = _Known(configuration)
+    with tempfile.TemporaryFile() as complaints:
+        transport = paramiko.Transport(
+            _socket(configuration, via, complaints), default_window_size=_WINDOW, default_max_packet_size=_PACKET
+        )
+        transport.set_log_channel(_LOG)
+        transport.daemon = True
+        transport.banner_timeout = transport.handshake_timeout = _LOGIN_TIMEOUT
+        transport.auth_timeout = _ASK_TIMEOUT if ask else _LOGIN_TIMEOUT
+        security = transport.get_security_options()
+        # GCM is twice as fast as the others here. Key types that are known come first, as the server picks by that.
+        security.ciphers = sorted(security.ciphers, key=lambda name: "gcm" not in name)
+        security.key_types = sorted(security.key_types, key=lambda name: name not in known.types)
+        try:
+            transport.start_client(timeout=_LOGIN_TIMEOUT)
+            key = transport.get_remote_server_key()
+            known.check(key.get_name(), key.asbytes())
+            _Login(configuration, transport, ask).prove()
+            transport.set_keepalive(_KEEPALIVE)
+            return transport
+        except (paramiko.SSHException, OSError, EOFError) as error:
+            transport.close()
+            raise Unreachable(_failure(configuration, transport, error, complaints)) from error
+        except BaseException:
+            transport.close()
+            raise
 
 
-def _socket(address: Address, options: Options, via: Optional[paramiko.Transport]) -> Any:
+def _failure(
+    configuration: Configuration, transport: paramiko.Transport, error: Exception, complaints: IO[bytes]
+) -> str:
+    """Why there is no connection, in a sentence: paramiko speaks of its own workings."""
+    place = f"{configuration.host} port {configuration.port}"
+    import paramiko
+
+    complaints.seek(0)
+    said = complaints.read().decode(errors="replace").strip()
+    if said:
+        return f"{configuration.address}: its ProxyCommand says: {said[-1000:]}"
+    if isinstance(error.__context__, socket.timeout):
+        why = f"{place} takes the connection and says nothing within {_LOGIN_TIMEOUT:g} s; is that SSH's port?"
+    elif isinstance(error, EOFError) or isinstance(error.__context__, (EOFError, OSError)):
+        why = f"{place} closes the connection at once; does it let this machine in?"
+    elif not transport.remote_version:
+        why = f"what answers on {place} is no SSH server"
+    elif isinstance(error, paramiko.ssh_exception.IncompatiblePeer):
+        why = f"{place} and paramiko have no method in common ({error}); {_USE_PROGRAM}"
+    else:
+        why = f"no SSH connection to {place}: {error}"
+    return f"{configuration.address}: {why}"
+
+
+def _socket(configuration: Configuration, via: Optional[paramiko.Transport], complaints: IO[bytes]) -> Any:
     """A byte stream to the machine: by way of another machine, of a command, or straight."""
     import paramiko
 
-    host, port = _first(options, "hostname", address.host), int(_first(options, "port", "22"))
-    command = _first(options, "proxycommand")
+    address, host, port = configuration.address, configuration.host, configuration.port
+    timeout = float(configuration.first("connecttimeout") or _CONNECT_TIMEOUT)
+    command = configuration.first("proxycommand")
     if via is not None:
         try:
-            return via.open_channel("direct-tcpip", (host, port), ("127.0.0.1", 0), timeout=_CONNECT_TIMEOUT)
+            return via.open_channel("direct-tcpip", (host, port), ("127.0.0.1", 0), timeout=timeout)
         except (paramiko.SSHException, OSError, EOFError) as error:
-            raise Unreachable(f"{address} cannot be reached from the machine before it: {error}") from error
-    if command:
-        tokens = {"%h": host, "%p": str(port), "%r": _first(options, "user"), "%n": address.host, "%%": "%"}
-        return _command(re.sub("%.", lambda match: tokens.get(match[0], match[0]), command))
+            raise Unreachable(
+                f"{address}: {host} port {port} cannot be reached from the machine before it: {error}"
+            ) from error
+    if command:  # which is shell text, in the user's own configuration
+        return _Process(["/bin/sh", "-c", f"exec {configuration.expanded(command)}"], complaints)
     try:
-        connection = socket.create_connection((host, port), timeout=_CONNECT_TIMEOUT)
-    except socket.gaierror as error:
-        raise Unreachable(f"there is no machine {host!r}: {error.strerror}; is the name right?") from error
+        connection = socket.create_connection((host, port), timeout=timeout)
+    except (socket.gaierror, UnicodeError) as error:
+        said = error.strerror if isinstance(error, OSError) else "that cannot be a name"
+        raise Unreachable(f"{address}: there is no machine {host!r} ({said}); is the name right?") from error
     except socket.timeout:
         raise Unreachable(
-            f"{host} port {port} gave no answer within {_CONNECT_TIMEOUT:g} s; is a VPN needed?"
+            f"{address}: {host} port {port} gives no answer within {timeout:g} s; is a VPN needed?"
         ) from None
     except OSError as error:
-        raise Unreachable(f"{host} port {port}: {error.strerror}; does a machine with SSH answer there?") from error
+        raise Unreachable(
+            f"{address}: {host} port {port}: {error.strerror}; does a machine with SSH answer there?"
+        ) from error
     connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    connection.setsockopt(
+        socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, _SILENCE
+    )  # else it hangs for a quarter of an hour
     return connection
-
-
-def _command(command: str) -> socket.socket:
-    """The stream of a ProxyCommand, which the user's configuration has as shell text."""
-    ours, theirs = socket.socketpair()
-    with theirs:
-        process = subprocess.Popen(
-            ["/bin/sh", "-c", f"exec {command}"],
-            stdin=theirs,
-            stdout=theirs,
-            stderr=subprocess.DEVNULL,
-            start_new_session=True,
-        )
-    threading.Thread(target=process.wait, name="proxy command", daemon=True).start()
-    return ours
-
-
-class _Pipes:
-    """A stream of the ssh program's."""
-
-    def __init__(self, process: subprocess.Popen[bytes]) -> None:
-        self._process = process
-        assert process.stdin is not None
-        assert process.stdout is not None
-        self._in, self._out = process.stdin, process.stdout
-
-    def send(self, data: bytes) -> None:
-        self._in.write(data)
-
-    def receive(self, timeout: float) -> bytes:
-        if not select.select([self._out], [], [], timeout)[0]:
-            raise TimeoutError
-        return os.read(self._out.fileno(), 1 << 20)
-
-    def close(self) -> None:
-        if self._process.poll() is None:
-            self._process.terminate()
-        threading.Thread(target=self._process.wait, daemon=True).start()
-
-
-class _Program:
-    """What the ssh program gives: each stream is one of it. A ControlMaster, if the user has one, makes that quick."""
-
-    def __init__(self, address: Address) -> None:
-        program = shutil.which("ssh")
-        if program is None:
-            raise Unreachable("the ssh program is to make the connection, and this machine's PATH has none")
-        options = ["-T", "-oBatchMode=yes", "-oStrictHostKeyChecking=yes", "-oServerAliveInterval=15"]
-        self._words = [program, *options, *address.words]
-        self._address = address
-        self._failed = False
-        self._try()
-
-    def _try(self) -> None:
-        """Say no more than what ssh says, if it does not get in."""
-        try:
-            result = subprocess.run(
-                [*self._words, "exit 0"],
-                stdin=subprocess.DEVNULL,
-                capture_output=True,
-                text=True,
-                timeout=_LOGIN_TIMEOUT,
-                start_new_session=True,
-            )
-        except subprocess.TimeoutExpired:
-            raise Unreachable(f"ssh {self._address} gave no answer within {_LOGIN_TIMEOUT:g} s") from None
-        if result.returncode == 255:
-            raise Unreachable(f"ssh {self._address} says: {result.stderr.strip() or 'nothing'}")
-
-    def open(self, command: str) -> Stream:
-        return _Pipes(
-            subprocess.Popen(
-                [*self._words, command],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT,
-                bufsize=0,
-                start_new_session=True,
-            )
-        )
-
-    def alive(self) -> bool:
-        return True  # each stream finds out for itself
-
-    def close(self) -> None:
-        pass
 
 
 # one connection for all

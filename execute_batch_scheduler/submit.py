@@ -349,6 +349,18 @@ def executor_for(
         return wlm if wlm in _OURS else f"psij:{psij_name}", _executors[key]
 
 
+def machine(name: str) -> tuple[str, str]:
+    """A host, or the host of a target, and its URL."""
+    try:
+        choice = settings.choose(name)
+    except BadUsage:
+        choice = settings.choose()
+    host = choice.host or name
+    url = _url("ssh", host, choice.identity, choice.ssh_client)
+    assert url is not None
+    return host, url
+
+
 def _url(
     wlm: str, host: Optional[str], identity: Union[str, os.PathLike[str], None], client: Optional[str]
 ) -> Optional[str]:

@@ -28,7 +28,7 @@ shopt -s nullglob globstar
 IFS=''
 for pattern; do
   found=($pattern)
-  [ ${#found[@]} -gt 0 ] || { printf '%s: nothing there has such a name\\n' "$pattern" >&2; exit 1; }
+  [ -e "${found[0]-}" ] || { printf '%s: nothing there has such a name\\n' "$pattern" >&2; exit 1; }
   find -L "${found[@]/#-/./-}" -type f -printf '%s %m\\0%H\\0%P\\0' || exit
 done
 """

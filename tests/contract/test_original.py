@@ -1,4 +1,4 @@
-"""What the package of 2017 documents, line by line, as far as it is about Slurm and about cells in general.
+"""What the package of 2017 documents, line by line, as far as it is about cells.
 
 Its configuration lines and installation options are in tests/unit/test_settings.py and tests/packaging.
 """
@@ -6,7 +6,9 @@ Its configuration lines and installation options are in tests/unit/test_settings
 from __future__ import annotations
 
 import getpass
+import os
 import re
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -76,3 +78,43 @@ def test_ctrl_c_prints_terminate_and_cancels(shell: Shell, slurm: Any, tmp_path:
     assert f"Terminate job {shell['number']}\n" in shell.out
     assert shell["job"].wait(PATIENCE)
     assert slurm.field(shell["number"], "JobState") == "CANCELLED"
+
+
+def test_ssh(shell: Shell, sshd: Any, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: F811
+    """Shown with its output after the end too."""
+    assert shell.execute("--workloadmanager=ssh --host=adistantmachine --no-stream --pid=pid", "hostname").success
+    pattern = rf"SSH started with pid: {shell['pid']}\nRunning \.+o*\nDone\n\n(.+)\n"
+    transcript = re.fullmatch(pattern, shell.out)
+    assert transcript
+    assert transcript[1] == os.uname().nodename
+
+
+def test_ssh_by_the_lines_of_the_profile(
+    shell: Shell,  # noqa: F811
+    sshd: Any,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    lines = 'import execute_cell; execute_cell._DEFAULT_LINE_CMD_ARGS="--host={}"; execute_cell._DEFAULT_MGR="ssh"'
+    try:
+        assert shell.run(lines.format("adistantmachine")).success
+        assert shell.execute("--amgr=backend --bg", "echo out; echo err >&2").success
+        until(shell["backend"].done)
+        assert shell["backend"].get_output() == ("out\n", "err\n")
+        assert (shell["backend"].wlm, shell["backend"].host) == ("ssh", "adistantmachine")
+        assert shell.execute("--wlm=local", "echo here").success
+        assert "here\nDone\n" in shell.out
+    finally:
+        sys.modules.pop("execute_cell", None)
+
+
+def test_ssh_asks_nothing(shell: Shell, sshd: Any, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: F811
+    """No password, no passphrase: what cannot connect without fails at once and says so."""
+    monkeypatch.setattr("builtins.input", lambda prompt: pytest.fail("it asks"))
+    monkeypatch.setattr("getpass.getpass", lambda prompt: pytest.fail("it asks"))
+    sshd.add_host(
+        f"Host nokey\n HostName 127.0.0.1\n Port {sshd.port}\n UserKnownHostsFile {sshd.known_hosts}\n"
+        " IdentityFile /nonexistent\n IdentitiesOnly yes\n"
+    )
+    result = shell.execute("--wlm=ssh --host=nokey")
+    assert not result.success
+    assert "does not let" in shell.out + shell.err

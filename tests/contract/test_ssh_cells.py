@@ -1,0 +1,241 @@
+"""What a user of another machine sees and does: cells, files, logging in, coming back to a job."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+
+from execute_batch_scheduler import BadUsage, ExecuteError, JobFailed, attach, jobs, journal, submit_script
+from execute_batch_scheduler.adapters import ssh
+from execute_batch_scheduler.history import clean
+from tests.contract.behaviour import PATIENCE, until
+from tests.contract.test_magic import Shell, shell  # noqa: F401
+from tests.services import interactive
+from tests.services.sshd import Sshd
+
+import psij
+from psij import JobState
+
+HOST = "adistantmachine"
+pytestmark = pytest.mark.usefixtures("sshd")
+
+
+def test_a_cell(shell: Shell) -> None:  # noqa: F811
+    assert shell.execute(f"--wlm=ssh --host={HOST} --pid=number", 'echo "Hello from $(echo $HOME)"').success
+    home = submit_script("echo $HOME", host=HOST).result(PATIENCE)
+    assert shell.out.startswith(f"SSH started with pid: {shell['number']}\nRunning .")
+    assert shell.out.endswith(f"\nHello from {home}Done\n")
+
+
+def test_host_alone_is_enough_and_its_parts_can_be_said_apart(shell: Shell, sshd: Sshd) -> None:  # noqa: F811
+    assert shell.execute(f"--host={HOST} --amgr=job", "echo $PWD").success
+    assert shell["job"].result() == f"{sshd.home}\n"
+    line = f"--host={HOST} --user={sshd.user} --port={sshd.port} --identity={sshd.key} --amgr=job"
+    assert shell.execute(line, "echo apart").success
+    assert shell["job"].result() == "apart\n"
+    assert shell["job"].host == f"{sshd.user}@{HOST}:{sshd.port}"
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("--wlm=ssh", "--wlm=ssh wants the machine: --host=machine"),
+        ("--host=-oProxyCommand=touch,/tmp/x", "is no host"),
+        ("--host='a;b'", "'a;b' is no host"),
+        ("--user=me", "--user, --port and --identity go with --host"),
+        (f"--wlm=local --host={HOST}", f"local cannot be reached on {HOST}: over SSH there are slurm, ssh"),
+        (f"--wlm=psij:slurm --host={HOST}", "psij:slurm cannot be reached on"),
+        (f"--host={HOST} --get", "--get wants the names of files"),
+        (f"--host={HOST} --get a --bg", "--get waits for the job, and --bg does not"),
+        ("--wlm=local --put a", "--put goes with --host"),
+        (f"--host={HOST} --timme=3", "--timme=3: no such option; did you mean --time"),
+        (f"--host={HOST} -- --native", "need a scheduler, and --wlm=ssh has none"),
+    ],
+)
+def test_what_cannot_be_meant_is_one_line(shell: Shell, line: str, message: str) -> None:  # noqa: F811
+    before = len(journal.entries())
+    assert not shell.execute(line).success
+    said = shell.out + shell.err
+    assert message in said
+    assert len(said.strip().splitlines()) == 1
+    assert len(journal.entries()) == before
+
+
+def test_a_target_names_a_machine(
+    shell: Shell,  # noqa: F811
+    sshd: Sshd,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    file = tmp_path / "settings.toml"
+    file.write_text(
+        f'[targets.away]\nwlm = "ssh"\nhost = "{HOST}"\njob_directory = "~/scratch/jobs"\n'
+        'prologue = "export A=prologue"\n'
+    )
+    monkeypatch.setenv("EXECUTE_CONFIG", str(file))
+    assert shell.execute("--target=away --amgr=job", "echo $A").success
+    assert shell["job"].result() == "prologue\n"
+    assert str(shell["job"].paths.directory).startswith(f"{sshd.home}/scratch/jobs/jobs/")
+
+
+def test_from_psij_alone(sshd: Sshd, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match='wants a url="ssh://'):
+        psij.JobExecutor.get_instance("ssh")
+    executor = psij.JobExecutor.get_instance("ssh", url=f"ssh://{HOST}")
+    job = psij.Job(psij.JobSpec("/bin/sh", ["-c", "echo $HOME; exit 3"], stdout_path=tmp_path / "out"))
+    executor.submit(job)
+    status = job.wait(timedelta(seconds=PATIENCE))
+    assert status is not None
+    assert (status.state, status.exit_code) == (JobState.FAILED, 3)
+    assert (tmp_path / "out").read_text() == f"{sshd.home}\n"
+
+
+def test_the_job_outlives_whoever_submitted_it_and_is_found_again(tmp_path: Path) -> None:
+    go = tmp_path / "go"
+    code = (
+        "from execute_batch_scheduler import submit_script\n"
+        f"job = submit_script('echo one; until [ -e {go} ]; do sleep 0.05; done; echo two; exit 3', host='{HOST}')\n"
+        "print(job.native_id)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    entry = jobs()[-1]
+    assert (entry.native_id, entry.host, entry.wlm) == (done.stdout.strip(), HOST, "ssh")
+    assert entry.native_state == "RUNNING"
+    job = attach(str(entry.native_id))
+    until(lambda: job.stdout() == "one\n")
+    go.touch()
+    assert job.wait(PATIENCE)
+    assert (job.exit_code, job.stdout()) == (3, "one\ntwo\n")
+    assert attach(str(entry.native_id), host=HOST).exit_code == 3
+    with pytest.raises(ExecuteError, match="no job"):
+        attach(str(entry.native_id), host="another")
+
+
+def test_what_ended_jobs_left_over_there_is_cleaned(sshd: Sshd) -> None:
+    job = submit_script("head -c 100000 /dev/zero", host=HOST)
+    assert job.wait(PATIENCE)
+    count, freed = clean(0)
+    assert count >= 1
+    assert freed > 100000
+    assert not Path(str(job.paths.directory)).exists()
+
+
+def test_a_machine_that_is_away_makes_jobs_say_so(sshd: Sshd) -> None:
+    job = submit_script("sleep 60", host=HOST)
+    ssh.logout(f"ssh://{HOST}")
+    sshd.stop()
+    try:
+        entry = next(entry for entry in jobs() if entry.key == job.key)
+        assert entry.native_state == "UNKNOWN"
+        assert "not answered" in str(entry.reason)
+    finally:
+        sshd.start()
+    until(lambda: next(entry for entry in jobs() if entry.key == job.key).native_state == "RUNNING")
+    assert job.cancel()
+    assert job.wait(PATIENCE)
+
+
+# files
+
+
+def test_files_go_there_and_come_back(
+    shell: Shell,  # noqa: F811
+    sshd: Sshd,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "data" / "deep").mkdir(parents=True)
+    (tmp_path / "data" / "deep" / "a b'c").write_bytes(bytes(range(256)) * 40000)  # 10 MB: three pieces
+    (tmp_path / "data" / "empty").touch()
+    tool = tmp_path / "tool"
+    tool.write_text("#!/bin/sh\necho tool ran\n")
+    tool.chmod(0o755)
+    line = f"--host={HOST} --chdir={sshd.home}/place --put data tool --get 'results/*.txt' data --amgr=job"
+    cell = "./tool; mkdir -p results/sub; echo 1 >results/one.txt; echo 2 >results/two.txt; cp data/deep/* results/big"
+    (Path(sshd.home) / "place").mkdir()
+    assert shell.execute(line, cell).success
+    assert "tool ran\nDone\n" in shell.out
+    assert "100%" in shell.out
+    assert (tmp_path / "results" / "one.txt").read_text() == "1\n"
+    assert (tmp_path / "results" / "two.txt").read_text() == "2\n"
+    assert not (tmp_path / "results" / "big").exists()
+    assert shell["job"].get("results/big", to=tmp_path / "other") == [tmp_path / "other" / "results" / "big"]
+    assert (tmp_path / "other" / "results" / "big").read_bytes() == bytes(range(256)) * 40000
+    assert shell["job"].get(f"{sshd.home}/place/data", to=tmp_path / "absolute")
+    assert (tmp_path / "absolute" / "data" / "deep" / "a b'c").stat().st_size == 256 * 40000
+    assert (tmp_path / "absolute" / "data" / "empty").stat().st_size == 0
+    assert not list(tmp_path.rglob("*.part"))
+
+
+def test_a_name_that_leads_out_is_refused(sshd: Sshd, tmp_path: Path) -> None:
+    job = submit_script("true", host=HOST)
+    assert job.wait(PATIENCE)
+    outside = Path(sshd.home).parent / "outside.txt"
+    outside.write_text("x")
+    here = tmp_path / "here"
+    here.mkdir()
+    with pytest.raises(ExecuteError, match="leads out of"):
+        job.get("../outside.txt", to=here)
+    (here / "link").symlink_to(tmp_path)
+    (Path(sshd.home) / "link").mkdir(exist_ok=True)
+    (Path(sshd.home) / "link" / "file").write_text("x")
+    with pytest.raises(ExecuteError, match="leads out of"):
+        job.get("link/file", to=here)
+    assert sorted(tmp_path.rglob("*")) == [here, here / "link"]
+
+
+def test_files_that_are_not_there(sshd: Sshd, tmp_path: Path) -> None:
+    before = len(journal.entries())
+    with pytest.raises(BadUsage, match="--put: there is no /none on this machine"):
+        submit_script("true", host=HOST, put=["/none"])
+    assert len(journal.entries()) == before
+    job = submit_script("true", host=HOST)
+    assert job.wait(PATIENCE)
+    with pytest.raises(ExecuteError, match=r"none\*: nothing there has such a name"):
+        job.get("none*", to=tmp_path)
+    with pytest.raises(ExecuteError, match=r"\$\(touch x\): nothing there"):
+        job.get("$(touch x)", to=tmp_path)
+
+
+def test_files_come_back_from_a_job_that_failed(
+    shell: Shell,  # noqa: F811
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    result = shell.execute(f"--host={HOST} --get log.failed", "echo why >log.failed; exit 3")
+    assert isinstance(result.error_in_exec, JobFailed)
+    assert (tmp_path / "log.failed").read_text() == "why\n"
+
+
+# logging in
+
+
+def test_a_machine_that_asks_is_logged_in_to_once(
+    shell: Shell,  # noqa: F811
+    sshd: Sshd,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    with interactive.running() as server:
+        sshd.add_host(server.block(interactive.INTERACTIVE_USER))
+        assert not shell.execute("--host=aguardedmachine", "echo in").success
+        assert "%execute_login aguardedmachine" in shell.out + shell.err
+
+        def answer(prompt: str) -> str:
+            return server.code if "code" in prompt else interactive.PASSWORD
+
+        monkeypatch.setattr("getpass.getpass", answer)
+        monkeypatch.setattr("builtins.input", answer)
+        assert shell.run("%execute_login aguardedmachine").success
+        assert "Logged in to aguardedmachine" in shell.out
+        for _ in range(2):
+            assert shell.execute("--host=aguardedmachine", "echo in").success
+            assert "\nin\nDone\n" in shell.out
+        assert server.logins[interactive.INTERACTIVE_USER] == 1
+        assert shell.run("%execute_logout aguardedmachine").success
+        assert not shell.execute("--host=aguardedmachine", "echo in").success
