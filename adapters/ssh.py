@@ -11,6 +11,7 @@ import fnmatch
 import getpass
 import hashlib
 import hmac
+import io
 import logging
 import os
 import re
@@ -22,6 +23,7 @@ import stat
 import subprocess
 import tempfile
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager, suppress
@@ -349,27 +351,53 @@ class _KeyFile:
     """A file that the user may log in by; `public` is empty where it cannot be read without the passphrase."""
 
     path: Path
-    type: str
     public: bytes
-    encrypted: bool
+    encrypted: bool = False
     private: bool = True
 
     @classmethod
     def read(cls, path: Path) -> _KeyFile:
-        """What can be told without a passphrase. https://github.com/openssh/openssh-portable/blob/master/PROTOCOL.key"""
+        """What can be told without a passphrase.
+
+        https://github.com/openssh/openssh-portable/blob/master/PROTOCOL.key
+        """
         text = _text(path)
-        beside = _public(_text(Path(f"{path}.pub")))
-        kind = re.match(r"-----BEGIN (OPENSSH|RSA|EC) PRIVATE KEY-----\s+((?:.*\n)*?)-----END", text)
-        if kind is None:
-            public = _public(text)
-            return cls(path, _take(public)[0].decode(), public, False, private="PRIVATE KEY" in text)
-        if kind[1] != "OPENSSH":
-            return cls(path, {"RSA": "ssh-rsa", "EC": "ecdsa"}[kind[1]], beside, "ENCRYPTED" in kind[2])
+        match = re.search(r"-----BEGIN ([A-Z]+ |)PRIVATE KEY-----\s+(.*)-----END", text, re.DOTALL)
+        if match is None:
+            return cls(path, _public(text), private=False)
+        kind, body = match[1].strip(), match[2]
         with suppress(ValueError):
-            cipher, rest = _take(base64.b64decode(kind[2])[len(b"openssh-key-v1\0") :])
-            public, _ = _take(_take(_take(rest)[1])[1][4:])  # behind the function, its options and the number of keys
-            return cls(path, _take(public)[0].decode(errors="replace"), public, cipher != b"none")
-        return cls(path, "", beside, False)
+            magic, _, rest = base64.b64decode(body).partition(b"openssh-key-v1\0")
+            if kind == "OPENSSH" and rest and not magic:
+                cipher, rest = _take(rest)
+                public = _take(_take(_take(rest)[1])[1][4:])[0]  # behind the function, its options, a number of keys
+                return cls(path, public, cipher != b"none")
+        return cls(path, _public(_text(Path(f"{path}.pub"))), "ENCRYPTED" in kind + body)
+
+    def load(self, passphrase: Optional[str]) -> paramiko.PKey:
+        """The private key; ValueError if it cannot be had. Paramiko itself fails to read some keys."""
+        import paramiko
+        from cryptography.exceptions import UnsupportedAlgorithm
+        from cryptography.hazmat.primitives import serialization
+        from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
+
+        data, password = self.path.read_bytes(), None if passphrase is None else passphrase.encode()
+        try:
+            if b"BEGIN OPENSSH" in data:
+                key: Any = serialization.load_ssh_private_key(data, password)
+            else:
+                key = serialization.load_pem_private_key(data, password)
+        except (TypeError, UnsupportedAlgorithm) as error:
+            raise ValueError(str(error)) from error
+        if isinstance(key, rsa.RSAPrivateKey):
+            return paramiko.RSAKey(key=key)
+        if isinstance(key, ec.EllipticCurvePrivateKey):
+            return paramiko.ECDSAKey(vals=(key, key.public_key()))
+        if isinstance(key, ed25519.Ed25519PrivateKey):
+            form = serialization.PrivateFormat.OpenSSH
+            text = key.private_bytes(serialization.Encoding.PEM, form, serialization.NoEncryption()).decode()
+            return paramiko.Ed25519Key.from_private_key(io.StringIO(text))
+        raise ValueError(f"it is of a type that paramiko cannot use; {_USE_PROGRAM}")
 
 
 class _Key:
@@ -534,7 +562,7 @@ class _Login:
         return f"{self.user}@{self.address.host}"
 
     def _keys(self) -> Iterator[tuple[str, _Key]]:
-        """What may be tried, in ssh's order: keys of the agent, first those that are configured; then those of files."""
+        """What may be tried, in ssh's order: keys of the agent, those that are configured first; of files."""
         files, certificates = self._files(), self._certificates()
         tried: set[bytes] = set()
 
@@ -589,31 +617,23 @@ class _Login:
 
     def _private(self, file: _KeyFile) -> Optional[paramiko.PKey]:
         """The private key of a file; None if it cannot be had, and `tried` says why."""
-        import paramiko
-
         status = file.path.stat()
         mode = stat.S_IMODE(status.st_mode)
-        kinds = {"ssh-ed25519": paramiko.Ed25519Key, "ssh-rsa": paramiko.RSAKey, "ecdsa": paramiko.ECDSAKey}
-        kind = kinds.get(re.sub("^ecdsa-.*", "ecdsa", file.type))
-        why, passphrase = "", None
         if not os.access(file.path, os.R_OK):
             why = "cannot be read by us"
         elif not file.private:
             why = "holds no private key, and no agent has it"
         elif mode & (stat.S_IRWXG | stat.S_IRWXO) and status.st_uid == os.getuid():
             why = f"not used, as others can read it (mode {mode:04o}): chmod 600 {shlex.quote(str(file.path))}"
-        elif kind is None:
-            why = f"a key of type {file.type or 'unknown'}, which paramiko cannot use"
         elif file.encrypted and self.ask is None:
             why = f"has a passphrase, and no agent holds it: ssh-add {shlex.quote(str(file.path))}"
             self.may_ask = True
         else:
+            passphrase = self.ask(f"Passphrase of {file.path}: ", False) if file.encrypted and self.ask else None
             try:
-                if file.encrypted and self.ask:
-                    passphrase = self.ask(f"Passphrase of {file.path}: ", False)
-                return kind.from_private_key_file(str(file.path), passphrase)
-            except (paramiko.SSHException, OSError, ValueError) as error:
-                why = "that is not its passphrase" if file.encrypted else f"cannot be read: {error}"
+                return file.load(passphrase)
+            except (OSError, ValueError) as error:
+                why = "that is not its passphrase" if file.encrypted else f"cannot be used: {error}"
         self.tried.append(f"{file.path}: {why}")
         return None
 
@@ -696,6 +716,10 @@ def _broken() -> Iterator[None]:
         raise ConnectionError(str(error)) from error
 
 
+def _reason(error: Exception) -> str:
+    return str(error.args[-1]) if error.args else "it closed the connection"
+
+
 class _Paramiko:
     """A connection of paramiko's, through as many machines as there are in between."""
 
@@ -710,7 +734,7 @@ class _Paramiko:
             channel.set_combine_stderr(True)
             channel.exec_command(command)
         except (paramiko.SSHException, OSError, EOFError) as error:
-            raise TransportError(f"no further session can be opened: {error}") from error
+            raise TransportError(f"no further session can be opened: {_reason(error)}") from error
         return _Stream(channel)
 
     def alive(self) -> bool:
@@ -818,7 +842,7 @@ def _transport(
 ) -> paramiko.Transport:
     import paramiko
 
-    known = _Known(configuration)
+    known, began = _Known(configuration), time.monotonic()
     with tempfile.TemporaryFile() as complaints:
         transport = paramiko.Transport(
             _socket(configuration, via, complaints), default_window_size=_WINDOW, default_max_packet_size=_PACKET
@@ -840,14 +864,15 @@ def _transport(
             return transport
         except (paramiko.SSHException, OSError, EOFError) as error:
             transport.close()
-            raise Unreachable(_failure(configuration, transport, error, complaints)) from error
+            late = time.monotonic() - began >= _LOGIN_TIMEOUT
+            raise Unreachable(_failure(configuration, transport, error, complaints, late)) from error
         except BaseException:
             transport.close()
             raise
 
 
 def _failure(
-    configuration: Configuration, transport: paramiko.Transport, error: Exception, complaints: IO[bytes]
+    configuration: Configuration, transport: paramiko.Transport, error: Exception, complaints: IO[bytes], late: bool
 ) -> str:
     """Why there is no connection, in a sentence: paramiko speaks of its own workings."""
     place = f"{configuration.host} port {configuration.port}"
@@ -857,7 +882,7 @@ def _failure(
     said = complaints.read().decode(errors="replace").strip()
     if said:
         return f"{configuration.address}: its ProxyCommand says: {said[-1000:]}"
-    if isinstance(error.__context__, socket.timeout):
+    if late:
         why = f"{place} takes the connection and says nothing within {_LOGIN_TIMEOUT:g} s; is that SSH's port?"
     elif isinstance(error, EOFError) or isinstance(error.__context__, (EOFError, OSError)):
         why = f"{place} closes the connection at once; does it let this machine in?"
@@ -866,7 +891,7 @@ def _failure(
     elif isinstance(error, paramiko.ssh_exception.IncompatiblePeer):
         why = f"{place} and paramiko have no method in common ({error}); {_USE_PROGRAM}"
     else:
-        why = f"no SSH connection to {place}: {error}"
+        why = f"no SSH connection to {place}: {_reason(error)}"
     return f"{configuration.address}: {why}"
 
 
@@ -882,7 +907,7 @@ def _socket(configuration: Configuration, via: Optional[paramiko.Transport], com
             return via.open_channel("direct-tcpip", (host, port), ("127.0.0.1", 0), timeout=timeout)
         except (paramiko.SSHException, OSError, EOFError) as error:
             raise Unreachable(
-                f"{address}: {host} port {port} cannot be reached from the machine before it: {error}"
+                f"{address}: {host} port {port} cannot be reached from the machine before it: {_reason(error)}"
             ) from error
     if command:  # which is shell text, in the user's own configuration
         return _Process(["/bin/sh", "-c", f"exec {configuration.expanded(command)}"], complaints)

@@ -201,8 +201,8 @@ class Job:
             Whether the job has ended.
         """
         seconds = timeout.total_seconds() if isinstance(timeout, timedelta) else timeout
-        with self._tracker.watched(self.psij_job), self._changed:
-            return self._changed.wait_for(self.done, seconds)
+        with self._tracker.watched(self.psij_job):  # not for the state alone: the journal and callbacks come behind it
+            return bool(concurrent.futures.wait([self.future], seconds).done)
 
     def result(self, timeout: Timeout = None) -> str:
         """Wait for the end; standard output if the job completed.
@@ -330,6 +330,7 @@ class Job:
                         self._changed.wait_for(lambda: self._news or self.done(), min(0.25, 0.03 + quiet / 200))
                         self._news = False
         yield from ((name, text) for name, stream in streams.items() if (text := stream.rest()))
+        self.wait()
 
     def get(
         self,

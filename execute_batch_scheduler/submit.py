@@ -251,6 +251,7 @@ def submit_script(
             "job_directory (or $EXECUTE_JOB_DIRECTORY) to a directory that you can write and that compute nodes see"
         ) from error
     except TransportError as error:
+        _remove(where, transport)
         raise SubmissionFailed(f"{error}; nothing was submitted") from error
     uninterrupted(lambda: _submit(wlm, chosen, psij_job, where, transport), lambda: chosen.cancel(psij_job))
     tracker = tracker_for(chosen, transport)
