@@ -10,6 +10,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK = 1
 help:
 	@echo 'make demo              a cell in IPython, on this machine'
 	@echo 'make demo WLM=slurm    the same on a private real Slurm, which is started and stopped'
+	@echo 'make demo WLM=ssh      the same by a private real sshd'
 	@echo 'make test              everything CI does: lint, types, tests against real services'
 	@echo 'make quick             lint, types and unit tests, in seconds'
 
@@ -25,7 +26,7 @@ $(VENV)/installed: $(BIN)/python $(SOURCES)
 	@touch $@
 
 demo: $(VENV)/installed
-	@if [ $(WLM) = slurm ]; then tests/services/install.sh slurm; fi
+	@if [ $(WLM) != local ]; then tests/services/install.sh $(WLM); fi
 	@$(BIN)/python tests/demo.py $(WLM)
 
 lint: $(VENV)/installed

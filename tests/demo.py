@@ -10,10 +10,11 @@ from pathlib import Path
 import pexpect
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from tests.services import slurm
+from tests.services import slurm, sshd
 
 CELLS = {
     "local": ["%%execute --wlm=local", 'for i in 1 2 3; do echo "line $i"; sleep 0.5; done'],
+    "ssh": ["%%execute --wlm=ssh --host=adistantmachine", 'echo "Hello from $(hostname)"'],
     "slurm": ["%%execute -n8 -N4", "srun -n 8 sh -c 'echo $SLURMD_NODENAME'"],
 }
 
@@ -27,6 +28,13 @@ def main(backend: str) -> None:
                 sys.exit(f"not on this machine: {', '.join(missing)}; sudo apt-get install slurm-wlm")
             print("Starting a private Slurm with four nodes ...", flush=True)
             environment.update(stack.enter_context(slurm.running()).environment)
+        if backend == "ssh":
+            missing = sshd.missing()
+            if missing:
+                sys.exit(f"not on this machine: {', '.join(missing)}; sudo apt-get install openssh-server")
+            print("Starting a private sshd ...", flush=True)
+            environment.update(stack.enter_context(sshd.running()).environment)
+            environment.pop("SSH_AUTH_SOCK", None)
         shell = pexpect.spawn(
             sys.executable,
             ["-m", "IPython", "--no-banner", "--simple-prompt", "--colors=NoColor", "--no-term-title"],
