@@ -12,6 +12,11 @@ import pytest
 from jupyter_client.blocking.client import BlockingKernelClient
 from jupyter_client.manager import start_new_kernel
 
+from execute_batch_scheduler import attach, jobs
+from tests.contract.behaviour import until
+from tests.services import interactive
+from tests.services.sshd import Sshd
+
 PATIENCE = 60.0
 
 
@@ -137,3 +142,34 @@ def test_a_gigabyte_of_output(notebook: Notebook) -> None:
     assert int(notebook.run("import os; print(os.path.getsize(job.paths.stdout))")) > 1_000_000_000
     assert int(notebook.run(f"print({memory} - before)")) < 60_000  # kB
     notebook.run("os.unlink(job.paths.stdout)")
+
+
+def test_a_login_asks_in_the_notebook_and_a_cell_never_does(sshd: Sshd) -> None:
+    with interactive.running() as server:
+        sshd.add_host(server.block(interactive.INTERACTIVE_USER))
+        notebook = Notebook()
+        try:
+            assert "%execute_login aguardedmachine" in notebook.run("%%execute --host=aguardedmachine\necho in")
+            cell = str(notebook.client.execute("%execute_login aguardedmachine", allow_stdin=True))
+            for answer in (interactive.PASSWORD, server.code):
+                request = notebook.client.get_stdin_msg(timeout=PATIENCE)["content"]
+                assert request["password"] is True
+                notebook.client.input(answer)
+            seen = ""
+            while (text := notebook.next_output(cell)) is not None:
+                seen += text
+            assert "Logged in to aguardedmachine" in seen
+            assert interactive.PASSWORD not in seen
+            assert "\nin\nDone\n" in notebook.run("%%execute --host=aguardedmachine\necho in")
+        finally:
+            notebook.close()
+
+
+def test_a_cell_by_ssh_goes_on_when_the_kernel_is_killed(sshd: Sshd, tmp_path: Path) -> None:
+    notebook, go = Notebook(), tmp_path / "go"
+    notebook.start(f"%%execute --host={sshd.name}\necho one; until [ -e {go} ]; do sleep 0.05; done; echo two")
+    until(lambda: [entry.native_state for entry in jobs() if entry.host == sshd.name][-1:] == ["RUNNING"])
+    notebook.manager.shutdown_kernel(now=True)
+    notebook.client.stop_channels()
+    go.touch()
+    assert attach(str(jobs()[-1].native_id)).result(PATIENCE) == "one\ntwo\n"

@@ -18,11 +18,14 @@ from pathlib import Path
 from typing import Any, Optional
 
 import pytest
-from execute_batch_scheduler.adapters.transport import Unreachable
 
-from execute_batch_scheduler.adapters import ssh
+from execute_batch_scheduler import BadUsage, submit_script
+from execute_batch_scheduler.adapters import remote, ssh
+from execute_batch_scheduler.adapters.transport import TransportError, Unreachable
 from tests.contract.behaviour import until
-from tests.services import sshd as sshd_service
+from tests.services import interactive as interactive_service, sshd as sshd_service
+from tests.services.interactive import PASSWORD, Interactive
+from tests.services.proxy import Proxy
 from tests.services.sshd import Sshd
 
 SSH = shutil.which("ssh") or ""
@@ -680,7 +683,7 @@ def speaking(first: bytes, then: Callable[[socket.socket], Any] = lambda _: None
 def test_a_server_that_says_nothing(client: Client, sshd: Sshd, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ssh, "_LOGIN_TIMEOUT", 0.5)
     for words in (b"", b"SSH-2.0-OpenSSH_9.0\r\n"):
-        with speaking(words, lambda connection: time.sleep(3)) as port:
+        with speaking(words, lambda connection: [None for _ in iter(lambda: connection.recv(4096), b"")]) as port:
             began = time.monotonic()
             text = refusal(client.host(sshd, f"mute{port}", Port=port))
             assert f"127.0.0.1 port {port} takes the connection and says nothing within 0.5 s" in text
@@ -772,3 +775,628 @@ def test_nothing_of_paramiko_is_logged_unless_asked_for(
     with speaking(b"HTTP/1.1 400 Bad Request\r\n\r\n" * 200) as port:
         refusal(client.host(sshd, Port=port))
     assert caplog.text == ""
+
+
+# what answers behind the login
+
+
+class LoginShell:
+    """A machine whose user has a login shell of the test's choice."""
+
+    def __init__(self, server: Sshd, program: Path) -> None:
+        self.server = server
+        self._program = program
+        self.profile = server.home / ".bash_profile"
+
+    def is_(self, words: str, before: str = "") -> None:
+        self._program.write_text(f"#!/bin/sh\n{before}\nexec {words}\n")
+        self._program.chmod(0o755)
+
+
+@pytest.fixture(scope="module")
+def shells() -> Iterator[LoginShell]:
+    folder = Path(tempfile.mkdtemp(prefix="shell-"))
+    (folder / "banner").write_text("All that you do is watched.\n" * 100)
+    with sshd_service.running(
+        name="shells", shell=f"{folder}/shell", options=[f"Banner {folder}/banner"], environment={"FROM": "sshd"}
+    ) as server:
+        yield LoginShell(server, folder / "shell")
+    shutil.rmtree(folder)
+
+
+@pytest.fixture
+def login_shell(shells: LoginShell, client: Client, monkeypatch: pytest.MonkeyPatch) -> Iterator[LoginShell]:
+    monkeypatch.setattr(remote, "_BEGIN_TIMEOUT", 2.0)
+    client.host(shells.server)
+    shells.is_('bash "$@"')
+    yield shells
+    shells.profile.unlink(missing_ok=True)
+
+
+@pytest.mark.parametrize("client_", ["paramiko", "program"])
+@pytest.mark.parametrize("shell", ["bash", "dash", "tcsh", "fish", "noisy"])
+def test_login_shells(login_shell: LoginShell, shell: str, client_: str, tmp_path: Path) -> None:
+    if shell != "noisy" and not shutil.which(shell):
+        if os.environ.get("CI") == "true":
+            pytest.fail(f"{shell} is not installed")
+        pytest.skip(f"NOT EXERCISED: {shell} is not installed")
+    login_shell.is_(
+        'bash "$@"' if shell == "noisy" else f'{shell} "$@"',
+        "echo Message of the day; echo more >&2; seq 20000" if shell == "noisy" else "",
+    )
+    login_shell.profile.write_text("export FROM=profile\n")
+    there = ssh.transport(f"ssh://there?client={client_}")
+    assert there.run(["printenv", "FROM"], timeout=20).stdout == "profile\n"
+    there.create(f"{tmp_path}/made", {"a": (b"some\0thing", 0o600)})
+    assert there.read(f"{tmp_path}/made/a") == b"some\0thing"
+
+
+@pytest.mark.parametrize(
+    ("profile", "from_"),
+    [
+        ("export FROM=profile; echo noise; echo noise >&2; seq 100000", "profile"),
+        ("export FROM=profile; read answer; cat; read -r -u 0 more", "profile"),
+        ("export FROM=profile; set -e; false", "sshd"),
+        ("export FROM=profile; sleep 60", "sshd"),
+        ("exec cat", "sshd"),
+        ("exec sleep 60", "sshd"),
+        ("exit 3", "sshd"),
+        ("exec >/dev/null 2>&1 <&-; export FROM=profile", "profile"),
+    ],
+    ids=["noise", "reads", "set -e", "hangs", "other program", "other program that hangs", "exit", "redirects"],
+)
+def test_profiles(login_shell: LoginShell, profile: str, from_: str) -> None:
+    login_shell.profile.write_text(f"{profile}\n")
+    there = ssh.transport("ssh://there")
+    assert there.run(["printenv", "FROM"], timeout=20).stdout == f"{from_}\n"
+    assert there.run(["printenv", "FROM"], timeout=20).stdout == f"{from_}\n"
+
+
+@pytest.mark.parametrize("client_", ["paramiko", "program"])
+@pytest.mark.parametrize(
+    ("shell", "said"),
+    [
+        ("/bin/false", "it said nothing"),
+        ("/usr/sbin/nologin", "This account is currently not available"),
+        ('rbash "$@"', "restricted"),
+        ("sh -c 'echo no bash here; exit 127'", "it said: no bash here"),
+        ("/no/such/shell", "not found"),
+        ("cat", "within 2 s; it said: "),
+    ],
+    ids=["false", "nologin", "rbash", "no bash", "no shell", "echo"],
+)
+def test_accounts_without_a_shell(login_shell: LoginShell, shell: str, said: str, client_: str) -> None:
+    login_shell.is_(shell)
+    with pytest.raises(Unreachable) as caught:
+        ssh.transport(f"ssh://there?client={client_}").run(["true"], timeout=20)
+    text = str(caught.value)
+    assert text.startswith("there lets us in, but no /bin/bash answers there")
+    assert said in text
+    assert "Traceback" not in text
+
+
+# logins that ask
+
+
+@pytest.fixture(scope="module")
+def guarded_daemon() -> Iterator[Interactive]:
+    with interactive_service.running() as server:
+        yield server
+
+
+class Guarded:
+    def __init__(self, server: Interactive) -> None:
+        self.server = server
+        self.prompts: list[str] = []
+        self.answers: dict[str, str] = {}
+        self.before = dict(server.logins)
+
+    def ask(self, prompt: str, echo: bool) -> str:
+        assert threading.current_thread() is threading.main_thread()  # it may talk to the user only from there
+        assert not echo
+        self.prompts.append(prompt)
+        for word, answer in self.answers.items():
+            if word in prompt:
+                return answer
+        return {"code": self.server.code}.get("code" if "code" in prompt else "", PASSWORD)
+
+    def logins(self, user: str) -> int:
+        return self.server.logins[user] - self.before.get(user, 0)
+
+
+@pytest.fixture
+def guarded(guarded_daemon: Interactive, client: Client) -> Guarded:
+    for user in USERS:
+        client.configure(guarded_daemon.block(user, user))
+    return Guarded(guarded_daemon)
+
+
+USERS = {
+    "password": ["(password@password) Password: "],
+    "interactive": ["(interactive@interactive) Password: ", "(interactive@interactive) One-time code: "],
+    "twofactor": ["(twofactor@twofactor) One-time code: "],
+}
+
+
+@pytest.mark.parametrize("user", USERS)
+def test_where_somebody_has_to_be_asked_nobody_is_asked_by_the_way(guarded: Guarded, user: str) -> None:
+    text = refusal(f"ssh://{user}")
+    assert text.startswith(f"{user} does not let {user} in")
+    assert f"%execute_login {user}" in text
+    if user == "twofactor":
+        assert f"{guarded.server.key}: accepted, but keyboard-interactive is wanted too" in text
+    assert guarded.logins(user) == 0
+
+
+@pytest.mark.parametrize("user", USERS)
+def test_a_login_with_the_right_answers_is_used_from_then_on(guarded: Guarded, user: str) -> None:
+    url = f"ssh://{user}"
+    there = ssh.transport(url)
+    with pytest.raises(Unreachable, match="%execute_login"):
+        there.run(["true"], timeout=20)
+    ssh.login(url, guarded.ask)
+    assert guarded.prompts == USERS[user]
+    for _ in range(2):
+        assert ssh.transport(url).run(["echo", "in"], timeout=20).stdout == "in\n"
+    assert there is ssh.transport(url)
+    assert guarded.logins(user) == 1
+    assert submit_script("echo a job", host=user).result(60) == "a job\n"
+    assert (guarded.logins(user), guarded.prompts) == (1, USERS[user])
+    ssh.logout(url)
+    until(lambda: not guarded.server._connections, 10)
+    with pytest.raises(Unreachable, match="%execute_login"):
+        there.run(["true"], timeout=20)
+
+
+@pytest.mark.parametrize("user", USERS)
+def test_a_connection_that_is_lost_wants_a_login_again(guarded: Guarded, user: str) -> None:
+    url = f"ssh://{user}"
+    ssh.login(url, guarded.ask)
+    assert ssh.transport(url).run(["echo", "in"], timeout=20).stdout == "in\n"
+    guarded.server.drop()
+    with pytest.raises(TransportError, match="%execute_login"):
+        until(lambda: ssh.transport(url).run(["true"], timeout=20) and None, 10)
+    ssh.login(url, guarded.ask)
+    assert ssh.transport(url).run(["echo", "in"], timeout=20).stdout == "in\n"
+
+
+@pytest.mark.parametrize("user", USERS)
+@pytest.mark.parametrize("wrong", ["Password", "code"])
+def test_a_wrong_answer(guarded: Guarded, user: str, wrong: str) -> None:
+    prompts = USERS[user]
+    if not any(wrong in prompt for prompt in prompts):
+        return
+    guarded.answers[wrong] = "mistyped"
+    with pytest.raises(Unreachable) as caught:
+        ssh.login(f"ssh://{user}", guarded.ask)
+    text = str(caught.value)
+    method = "password" if user == "password" else "keyboard-interactive"
+    assert text.startswith(f"{user} does not let {user} in")
+    assert f"\n  {method}: refused" in text
+    assert "mistyped" not in text
+    assert guarded.prompts == prompts[: 1 + next(i for i, prompt in enumerate(prompts) if wrong in prompt)]
+    assert guarded.logins(user) == 0
+    guarded.answers.clear()
+    ssh.login(f"ssh://{user}", guarded.ask)
+
+
+@pytest.mark.parametrize("user", USERS)
+@pytest.mark.parametrize("kind", [KeyboardInterrupt, EOFError])
+def test_whoever_gives_up_at_a_question_has_no_connection(
+    guarded: Guarded, user: str, kind: type[BaseException]
+) -> None:
+    def ask(prompt: str, echo: bool) -> str:
+        raise kind
+
+    before = threading.active_count()
+    with pytest.raises(kind):
+        ssh.login(f"ssh://{user}", ask)
+    until(lambda: not guarded.server._connections, 10)
+    until(lambda: threading.active_count() <= before, 10)
+
+
+@pytest.mark.parametrize("form", ["RFC4716", "PEM", "PKCS8"])
+def test_the_passphrase_of_a_key_is_asked_for(
+    client: Client, sshd: Sshd, guarded: Guarded, tmp_path: Path, form: str
+) -> None:
+    key = new_key(tmp_path / "key", "ecdsa", "secret", form)
+    admit(sshd, key)
+    url = client.host(sshd, IdentityFile=f"{key}\n  IdentityFile {tmp_path}/gone")
+    guarded.answers["Passphrase"] = "wrong"
+    with pytest.raises(Unreachable, match="key: that is not its passphrase"):
+        ssh.login(url, guarded.ask)
+    guarded.answers["Passphrase"] = "secret"
+    guarded.prompts.clear()
+    ssh.login(url, guarded.ask)
+    assert guarded.prompts == [f"Passphrase of {key}: "]
+    assert ssh.transport(url).run(["echo", "in"], timeout=20).stdout == "in\n"
+
+
+def test_no_passphrase_is_asked_for_where_another_key_will_do(
+    client: Client, sshd: Sshd, guarded: Guarded, tmp_path: Path
+) -> None:
+    key = new_key(tmp_path / "key", passphrase="secret")
+    ssh.login(client.host(sshd, IdentityFile=f"{key}\n  IdentityFile {sshd.key}"), guarded.ask)
+    assert guarded.prompts == []
+
+
+def test_a_gate_that_asks_and_a_machine_behind_it(client: Client, sshd: Sshd, guarded: Guarded) -> None:
+    """The first one passes nothing on, so what counts here is that it was asked for and what is said."""
+    url = client.host(sshd, ProxyJump="twofactor")
+    assert "%execute_login" in refusal(url)
+    with pytest.raises(Unreachable, match="cannot be reached from the machine before it"):
+        ssh.login(url, guarded.ask)
+    assert guarded.prompts == USERS["twofactor"]
+
+
+# the ssh program
+
+
+def with_program(url: str) -> str:
+    return f"{url}?client=program"
+
+
+def test_the_program_says_itself_what_is_wrong(client: Client, sshd: Sshd, known: Known, tmp_path: Path) -> None:
+    text = refusal(with_program(client.host(sshd, IdentityFile=new_key(tmp_path / "key"))))
+    assert text == f"ssh there says: {sshd.user}@127.0.0.1: Permission denied (publickey)."
+    known.has()
+    text = refusal(with_program(client.host(sshd, "stranger", UserKnownHostsFile=known.path)))
+    assert "Host key verification failed" in text
+    assert known.path.read_text() == ""
+
+
+def test_the_program_asks_nobody(guarded: Guarded) -> None:
+    text = refusal("ssh://interactive?client=program")
+    assert "Permission denied (keyboard-interactive" in text
+    assert "ControlMaster" in text
+
+
+def test_no_program(client: Client, sshd: Sshd, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    url = client.host(sshd)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert "PATH has none" in refusal(with_program(url))
+
+
+def test_a_program_that_gives_no_answer(client: Client, sshd: Sshd, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ssh, "_LOGIN_TIMEOUT", 0.5)
+    with speaking(b"", lambda connection: [None for _ in iter(lambda: connection.recv(4096), b"")]) as port:
+        text = refusal(with_program(client.host(sshd, Port=port)))
+        assert text == "ssh there gave no answer within 0.5 s"
+
+
+def test_a_master_connection_is_used(client: Client, sshd: Sshd) -> None:
+    folder = tempfile.mkdtemp(prefix="control-")
+    url = client.host(sshd, ControlPath=f"{folder}/%C")
+    master = subprocess.Popen(["ssh", "-M", "-N", "there"], stdin=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        until(lambda: os.listdir(folder), 20)
+        before = sshd.logins
+        there = ssh.transport(with_program(url))
+        assert [there.run(["echo", str(n)], timeout=20).stdout for n in range(3)] == ["0\n", "1\n", "2\n"]
+        assert submit_script("echo a job", host="there").result(60) == "a job\n"
+        assert sshd.logins == before + 1  # that of paramiko: submit_script was not told of the program
+    finally:
+        master.terminate()
+        master.wait()
+    assert until(lambda: there.run(["echo", "on its own"], timeout=20).stdout) == "on its own\n"
+    assert sshd.logins > before + 1
+    shutil.rmtree(folder)
+
+
+def test_a_master_that_stays_holds_nobody_up(client: Client, sshd: Sshd) -> None:
+    folder = tempfile.mkdtemp(prefix="control-")
+    url = client.host(sshd, ControlPath=f"{folder}/%C", ControlMaster="auto", ControlPersist="60")
+    before, began = sshd.logins, time.monotonic()
+    there = ssh.transport(with_program(url))
+    assert there.run(["echo", "in"], timeout=20).stdout == "in\n"
+    ssh.logout(with_program(url))
+    assert there.run(["echo", "in"], timeout=20).stdout == "in\n"
+    assert time.monotonic() - began < 10
+    assert sshd.logins == before + 1
+    subprocess.run(["ssh", "-O", "exit", "there"], check=True, capture_output=True)
+    shutil.rmtree(folder)
+
+
+def test_what_else_the_configuration_wants_of_the_program_does_no_harm(
+    client: Client, sshd: Sshd, tmp_path: Path
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+    url = client.host(
+        sshd,
+        RemoteCommand="sleep 1000",
+        RequestTTY="force",
+        LocalForward=f"{port} localhost:22",
+        DynamicForward=f"{port}",
+        ExitOnForwardFailure="yes",
+        ForwardX11="yes",
+        ForwardAgent="yes",
+        PermitLocalCommand="yes",
+        LocalCommand=f"echo noise; touch {tmp_path}/touched",
+    )
+    there = ssh.transport(with_program(url))
+    assert there.run(["sh", "-c", "echo in $SSH_AUTH_SOCK"], timeout=20).stdout == "in\n"
+    with socket.socket() as probe:
+        assert probe.connect_ex(("127.0.0.1", port)) != 0
+    assert not (tmp_path / "touched").exists()
+
+
+def test_no_process_of_the_program_is_left(client: Client, sshd: Sshd) -> None:
+    url = with_program(client.host(sshd))
+    there = ssh.transport(url)
+    there.run(["true"], timeout=20)
+    marks = there.marks("/nowhere", lambda: None)
+    mine = lambda: [pid for pid in children() if b"ssh" in cmdline(pid)]  # noqa: E731
+    until(lambda: len(mine()) > 1, 10)
+    del marks
+    ssh.logout(url)
+    left = mine()
+    until(lambda: not set(left) & set(mine()), 10)
+
+
+def children() -> list[int]:
+    found = []
+    for name in filter(str.isdigit, os.listdir("/proc")):
+        with_parent = Path(f"/proc/{name}/stat")
+        try:
+            if int(with_parent.read_text().rpartition(")")[2].split()[1]) == os.getpid():
+                found.append(int(name))
+        except OSError:
+            continue
+    return found
+
+
+def cmdline(pid: int) -> bytes:
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes()
+    except OSError:
+        return b""
+
+
+# what the connection carries, and its end
+
+
+@pytest.fixture(params=["paramiko", "program"])
+def url(request: pytest.FixtureRequest, client: Client, own_sshd: Sshd) -> str:
+    """A machine that may be stopped, by both clients."""
+    return f"{client.host(own_sshd)}?client={request.param}"
+
+
+@pytest.fixture(scope="module")
+def own_daemon() -> Iterator[Sshd]:
+    with sshd_service.running(name="own") as server:
+        yield server
+
+
+@pytest.fixture
+def own_sshd(own_daemon: Sshd) -> Iterator[Sshd]:
+    yield own_daemon
+    if own_daemon._process is None:
+        own_daemon.start()
+
+
+def test_ten_megabytes_each_way(url: str, tmp_path: Path) -> None:
+    data = os.urandom(10 << 20)
+    there = ssh.transport(url)
+    there.create(f"{tmp_path}/made", {"a": (data, 0o600), "b": (b"", 0o644), "c": (b"after", 0o700)})
+    assert there.read(f"{tmp_path}/made/a") == data
+    assert there.read(f"{tmp_path}/made/a", 5 << 20, 1000) == data[5 << 20 :][:1000]
+    assert there.texts([f"{tmp_path}/made/b", f"{tmp_path}/made/c"]) == {
+        f"{tmp_path}/made/b": "",
+        f"{tmp_path}/made/c": "after",
+    }
+    assert (tmp_path / "made" / "a").read_bytes() == data
+
+
+def test_a_script_of_ten_megabytes(url: str) -> None:
+    address = ssh.parse_url(url)
+    script = "#!/bin/bash\n" + ": 'a comment of sixty-four characters, that is to be repeated often.'\n" * 150_000
+    assert len(script) > 10_000_000
+    job = submit_script(script + "echo the end\n", host=address.host)
+    assert job.result(120) == "the end\n"
+
+
+def test_marks_and_what_a_file_gets_come_by_themselves(url: str, tmp_path: Path) -> None:
+    there = ssh.transport(url)
+    woken = threading.Event()
+    folder, file = tmp_path / "root" / "events", tmp_path / "growing"
+    folder.mkdir(parents=True)
+    marks = there.marks(str(folder), woken.set)
+    growing = there.follow(str(file), 0, woken.set)
+    (folder / "30000101T000000-2.0.started").touch()
+    assert list(until(marks.fresh, 10)) == ["30000101T000000-2.0.started"]
+    file.write_bytes(b"one")
+    assert until(lambda: growing.read(100), 10) == b"one"
+    with file.open("ab") as more:
+        more.write(b"two")
+    assert until(lambda: growing.read(100), 10) == b"two"
+    assert woken.is_set()
+
+
+def test_one_login_for_all(client: Client, own_sshd: Sshd) -> None:
+    there = ssh.transport(client.host(own_sshd))
+    before = own_sshd.logins
+    said: list[str] = []
+
+    def work(number: int) -> None:
+        said.extend(there.run(["echo", f"{number}"], timeout=20).stdout for _ in range(5))
+
+    threads = [threading.Thread(target=work, args=[number]) for number in range(12)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(said) == 60
+    assert own_sshd.logins == before + 1
+
+
+def test_a_server_that_was_away_is_connected_to_anew(url: str, own_sshd: Sshd) -> None:
+    there = ssh.transport(url)
+    for number in range(3):
+        before = own_sshd.logins
+        assert there.run(["echo", f"{number}"], timeout=20).stdout == f"{number}\n"
+        if number and "paramiko" in url:
+            assert own_sshd.logins == before + 1
+        own_sshd.stop()
+        with pytest.raises(Unreachable, match="onnection refused"):
+            until(lambda: there.run(["true"], timeout=5) and None, 10)
+        own_sshd.start()
+        there._refused = None  # else it is not tried again for two seconds
+
+
+def test_a_connection_that_died_while_idle_is_replaced_before_it_is_used(url: str, own_sshd: Sshd) -> None:
+    there = ssh.transport(url)
+    for number in range(5):
+        assert there.run(["echo", f"{number}"], timeout=20).stdout == f"{number}\n"
+        own_sshd.drop()
+        time.sleep(0.3)
+
+
+@contextmanager
+def by_proxy(client: Client, server: Sshd, which: str) -> Iterator[tuple[Proxy, str]]:
+    with Proxy(server.host, server.port) as proxy:
+        url = client.host(server, "far", Port=proxy.port, HostKeyAlias=server.name)
+        yield proxy, f"{url}?client={which}"
+        ssh.logout(f"{url}?client={which}")
+
+
+@pytest.mark.parametrize("which", ["paramiko", "program"])
+def test_a_connection_that_is_half_open_is_given_up(
+    client: Client, own_sshd: Sshd, which: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(remote, "_SILENCE", 6.5)  # a sign of life comes each five seconds
+    monkeypatch.setattr(ssh, "_LOGIN_TIMEOUT", 1.0)
+    with by_proxy(client, own_sshd, which) as (proxy, url):
+        there = ssh.transport(url)
+        assert there.run(["echo", "in"], timeout=20).stdout == "in\n"
+        marks = there.marks("/nowhere", lambda: None)
+        time.sleep(0.5)
+        connection = there.connection()
+        proxy.stall()
+        until(lambda: there._connection is not connection, 10)
+        proxy.cut()
+        proxy.resume()
+        assert until(lambda: there.run(["echo", "again"], timeout=20).stdout, 20) == "again\n"
+        del marks
+
+
+@pytest.mark.parametrize("which", ["paramiko", "program"])
+@pytest.mark.parametrize("size", [0, 10 << 20])
+def test_calls_on_a_half_open_connection_end(
+    client: Client, own_sshd: Sshd, which: str, size: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ssh, "_LOGIN_TIMEOUT", 1.0)
+    monkeypatch.setattr(ssh, "_OPEN_TIMEOUT", 1.0)
+    monkeypatch.setattr(ssh, "_SEND_TIMEOUT", 2.0)
+    monkeypatch.setattr(remote, "_BEGIN_TIMEOUT", 2.0)
+    with by_proxy(client, own_sshd, which) as (proxy, url):
+        there = ssh.transport(url)
+        assert there.run(["echo", "in"], timeout=20).stdout == "in\n"
+        proxy.stall()
+        began = time.monotonic()
+        with pytest.raises(TransportError):
+            there.run(["cat"], timeout=2, put={f"{tmp_path}/file": b"x" * size} if size else None)
+        assert time.monotonic() - began < 15
+        proxy.cut()
+        proxy.resume()
+        assert until(lambda: there.run(["echo", "again"], timeout=20).stdout, 20) == "again\n"
+
+
+def test_a_server_that_takes_no_further_session(client: Client) -> None:
+    with sshd_service.running(name="narrow", options=["MaxSessions 1"]) as server:
+        connection = ssh.connect(ssh.parse_url(client.host(server)))
+        first = connection.open("cat")
+        with pytest.raises(TransportError, match="^no further session can be opened: "):
+            connection.open("cat")
+        first.close()
+        connection.close()
+
+
+# nobody else's business
+
+
+def listening() -> set[str]:
+    """The sockets of this process that listen."""
+    mine = {
+        os.readlink(f"/proc/self/fd/{fd}")
+        for fd in os.listdir("/proc/self/fd")
+        if os.path.exists(f"/proc/self/fd/{fd}")
+    }
+    found = set()
+    for kind, state in (("tcp", (3, "0A")), ("tcp6", (3, "0A"))):
+        for line in Path(f"/proc/net/{kind}").read_text().splitlines()[1:]:
+            words = line.split()
+            if words[state[0]] == state[1] and f"socket:[{words[9]}]" in mine:
+                found.add(words[1])
+    for line in Path("/proc/net/unix").read_text().splitlines()[1:]:
+        words = line.split()
+        if words[3] == "00010000" and f"socket:[{words[6]}]" in mine:
+            found.add(words[-1])
+    return found
+
+
+def test_nothing_listens(url: str, sshd: Sshd) -> None:
+    before = listening()
+    there = ssh.transport(url)
+    assert there.run(["echo", "in"], timeout=20).stdout == "in\n"
+    marks = there.marks("/nowhere", lambda: None)
+    assert listening() == before
+    del marks
+
+
+@pytest.mark.parametrize("user", USERS)
+def test_secrets_stay_in_memory(
+    guarded: Guarded, user: str, client: Client, caplog: pytest.LogCaptureFixture, tmp_path: Path
+) -> None:
+    caplog.set_level(logging.DEBUG)
+    caplog.set_level(logging.DEBUG, ssh._LOG)
+    code = guarded.server.code
+    seen: list[bytes] = []
+
+    def ask(prompt: str, echo: bool) -> str:
+        seen.extend(cmdline(int(name)) for name in os.listdir("/proc") if name.isdigit())
+        return guarded.ask(prompt, echo)
+
+    ssh.login(f"ssh://{user}", ask)
+    there = ssh.transport(f"ssh://{user}")
+    there.run(["true"], timeout=20)
+    seen += [cmdline(int(name)) for name in os.listdir("/proc") if name.isdigit()]
+    connection: Any = there.connection()
+    objects = [there, connection, *vars(there).values(), *connection._transports]
+    objects += [*vars(connection._transports[0]).values(), *vars(connection._transports[0].auth_handler).values()]
+    assert "authentication" in caplog.text.lower()  # so it was listened to
+    text = caplog.text + "".join(map(repr, [vars(one) for one in objects[:2]] + objects[:-1]))
+    files = [path.read_bytes() for path in [*client.home.rglob("*"), *tmp_path.rglob("*")] if path.is_file()]
+    for secret in (PASSWORD, code):
+        assert secret not in text.replace(repr(secret), secret) or secret == code, secret
+        assert not any(secret.encode() in line for line in seen)
+        assert not any(secret.encode() in content for content in files)
+
+
+HOSTILE = [
+    "-oProxyCommand=touch {mark}",
+    "-F{mark}",
+    "a;touch {mark}",
+    "$(touch {mark})",
+    "`touch {mark}`",
+    "a\ntouch {mark}",
+    "a|touch {mark}",
+    "$(touch${{IFS}}{mark})@there",
+    ";touch {mark};@there",
+    "-l@there",
+    "x@-oProxyCommand=touch {mark}",
+]
+
+
+@pytest.mark.parametrize("hostile", HOSTILE)
+def test_a_hostile_name_never_reaches_a_shell(client: Client, sshd: Sshd, hostile: str, tmp_path: Path) -> None:
+    mark = tmp_path / "mark"
+    client.host(sshd, "*", ProxyCommand="sh -c 'echo %n %r %h >&2'")
+    host = hostile.format(mark=mark)
+    with pytest.raises(BadUsage, match="is no host"):
+        submit_script("true", host=host)
+    with pytest.raises(ValueError):
+        ssh.transport(f"ssh://{host}")
+    with pytest.raises(ValueError):
+        ssh.login(f"ssh://{host}?client=program", lambda prompt, echo: "")
+    assert not mark.exists()

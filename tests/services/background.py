@@ -34,4 +34,4 @@ class Background:
         for task in others:
             task.cancel()
         await asyncio.gather(*others, return_exceptions=True)
-        await asyncio.sleep(0)  # closed transports close their sockets in the next round
+        await asyncio.sleep(0.02)  # closed transports and ended processes take some rounds

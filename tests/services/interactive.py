@@ -163,6 +163,11 @@ class Interactive:
             code = await child.wait()
         finally:
             feeder.cancel()
+            assert child.stdin
+            child.stdin.close()
+            if child.returncode is None:  # the server ends
+                os.killpg(child.pid, signal.SIGKILL)
+                await child.wait()
         if code < 0:
             process.exit_with_signal(signal.Signals(-code).name[3:])
         else:
@@ -257,10 +262,10 @@ class _Login(asyncssh.SSHServer):
         return self._judged(key == self._server._client_key)
 
     def password_auth_supported(self) -> bool:
-        return self._user == PASSWORD_USER
+        return self._user in (PASSWORD_USER, INTERACTIVE_USER)  # by password alone the latter is not let in
 
     def validate_password(self, username: str, password: str) -> bool:
-        return self._judged(password == PASSWORD)
+        return self._judged(username == PASSWORD_USER and password == PASSWORD)
 
     def kbdint_auth_supported(self) -> bool:
         return self._user == INTERACTIVE_USER or (self._user == TWO_FACTOR_USER and self._has_key)
