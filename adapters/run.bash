@@ -59,8 +59,10 @@ begin_prologue() {
     exit $((code ? code : 1))' EXIT
 }
 
-out=$(readlink "/proc/$$/fd/1") err=$(readlink "/proc/$$/fd/2")
-{ read -r out_from; read -r err_from; } < <(stat -L -c %s "/proc/$$/fd/1" "/proc/$$/fd/2") # where they are appended to
+out_from=0 err_from=0 # what was in the output files before: they are appended to
+[ ! -s "/proc/$$/fd/1" ] || out_from=$(stat -L -c %s "/proc/$$/fd/1")
+[ ! -s "/proc/$$/fd/2" ] || err_from=$(stat -L -c %s "/proc/$$/fd/2")
+exec 6< <(readlink "/proc/$$/fd/1" || echo; readlink "/proc/$$/fd/2" || echo) # read when the script has been started
 exec 4>&1 5<&0 3< <(
   trap '' $signals
   trap 'ending=$(LC_ALL=C jobs -l)' CHLD # before there is a child: it may end at once
@@ -71,7 +73,7 @@ exec 4>&1 5<&0 3< <(
     echo "$BASHPID" # before the prologue, which may take long and can be signalled too
     if [ -s "$here/environment" ]; then
       prologue_begun=''
-      . "$here/environment" >&4 </dev/null
+      . "$here/environment" >&4 </dev/null 6<&-
       code=$?
       [ -z "$prologue_begun" ] || [ "$code" = 0 ] || exit "$code" # it ended by `return`, or cannot be parsed
       trap - ERR EXIT
@@ -79,9 +81,9 @@ exec 4>&1 5<&0 3< <(
     read -r line <"${BASH_SOURCE[0]%/*}/script"
     read -r interpreter _ <<<"${line#\#!}"
     [ -x "$interpreter" ] || echo "$interpreter, which the #! line names, cannot be run on $HOSTNAME" >&2
-    exec "${BASH_SOURCE[0]%/*}/script" "$@" <&5 >&4 4>&- 5<&- # not $here: the prologue may have one too
+    exec "${BASH_SOURCE[0]%/*}/script" "$@" <&5 >&4 4>&- 5<&- 6<&- # not $here: the prologue may have one too
   ) &
-  exec 4>&- 5<&- </dev/null 2>/dev/null
+  exec 4>&- 5<&- 6<&- </dev/null 2>/dev/null
   wait $!
   code=$?
   case $ending in
@@ -90,7 +92,8 @@ exec 4>&1 5<&0 3< <(
   esac
 )
 read -r script <&3
-exec 4>&- 5<&- </dev/null >/dev/null 2>&1
+{ IFS= read -r out; IFS= read -r err; } <&6
+exec 4>&- 5<&- 6<&- </dev/null >/dev/null 2>&1
 umask 077
 breathe # after the script: schedulers signal the youngest first
 read -r _ _ _ _ _ session _ <"/proc/$$/stat"
