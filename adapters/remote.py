@@ -285,11 +285,11 @@ class Remote:
         return shell
 
     def _ask(self, script: str, data: bytes = b"", timeout: float = _TIMEOUT, again: bool = True) -> _Answer:
-        """Ask a shell. A question that may be asked `again` is, when the connection is lost."""
-        for pause in _PAUSES[:5] if again else ():
+        """Ask a shell. A question that may be asked `again` is, when the connection is lost, for some seconds."""
+        for pause in _PAUSES[:5] if again and self._environment is not None else ():
             try:
                 return self._ask_once(script, data, timeout)
-            except Unanswered as error:
+            except (Unanswered, Unreachable) as error:
                 logger.info("%s; asking again", error)
                 time.sleep(pause)
         return self._ask_once(script, data, timeout)

@@ -556,6 +556,7 @@ class _Login:
         password = self.ask(f"({self._who}) Password: ", False)
         if not self._accepted(partial(self.transport.auth_password, self.user, password, fallback=False)):
             self.tried.append("password: refused")
+        self.transport.auth_handler.password = None  # it has no further use
 
     @property
     def _who(self) -> str:
@@ -755,7 +756,7 @@ class _Program:
             raise Unreachable("the ssh program is to make the connection, and this machine's PATH has none")
         # No terminal and nobody to ask, keys that are known, and nothing else of what the configuration may want.
         options = ["BatchMode=yes", "StrictHostKeyChecking=yes", "ServerAliveInterval=15"]
-        options += ["ClearAllForwardings=yes", "RemoteCommand=none", "PermitLocalCommand=no"]
+        options += ["ClearAllForwardings=yes", "RemoteCommand=none", "PermitLocalCommand=no", "LogLevel=ERROR"]
         self._words = [program, "-T", "-a", "-x", *(f"-o{option}" for option in options), *address.words]
         self._streams: list[_Process] = []
         self._lock = threading.Lock()
@@ -858,10 +859,6 @@ def _transport(
         try:
             transport.start_client(timeout=_LOGIN_TIMEOUT)
             key = transport.get_remote_server_key()
-            known.check(key.get_name(), key.asbytes())
-            _Login(configuration, transport, ask).prove()
-            transport.set_keepalive(_KEEPALIVE)
-            return transport
         except (paramiko.SSHException, OSError, EOFError) as error:
             transport.close()
             late = time.monotonic() - began >= _LOGIN_TIMEOUT
@@ -869,6 +866,14 @@ def _transport(
         except BaseException:
             transport.close()
             raise
+    try:
+        known.check(key.get_name(), key.asbytes())
+        _Login(configuration, transport, ask).prove()
+        transport.set_keepalive(_KEEPALIVE)
+        return transport
+    except BaseException:
+        transport.close()
+        raise
 
 
 def _failure(

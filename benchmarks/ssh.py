@@ -1,4 +1,4 @@
-"""What a cell on another machine costs beside ssh and paramiko alone: time, round trips, output, memory, CPU over there.
+"""What a cell on another machine costs, beside ssh and paramiko alone: time, round trips, output, memory, processor.
 
 The other machine is a private real sshd here, on the loopback interface, as the current user; it is started and
 stopped, and all files are temporary. Hence both sides share this machine's processors. A proxy stands in for distance.
@@ -14,7 +14,6 @@ import contextlib
 import json
 import os
 import random
-import re
 import shutil
 import subprocess
 import sys
@@ -47,6 +46,7 @@ JOBS = 50
 SESSIONS = 8  # at once through a ControlMaster: sshd allows ten on a connection, and counts those that just ended
 NEW, SHARED, SCRIPT = "ssh, a new connection", "ssh, ControlMaster", "ssh bash -s < script, ControlMaster"
 PARAMIKO, OURS, BEYOND = "paramiko, a new channel", "ours", "ours, beyond the job's own run time"
+SUBMISSION = "  of that: submit_script()"
 FIRST = "ours, the first of a new process"
 CAT, GCM = "ssh cat, a new connection", "ssh cat, the cipher that ours takes"
 SLOW = "a profile of 100 ms"
@@ -157,11 +157,9 @@ class Lab:
             )
             yield client
 
-    def cell(self, script: str = "true", host: str = HOST) -> Any:
-        """Ours: the ended job."""
-        job = self.submit_script(script, host=host)
-        job.result(TIMEOUT)
-        return job
+    def cell(self, host: str = HOST) -> None:
+        """A cell of ours."""
+        self.submit_script("true", host=host).result(TIMEOUT)
 
 
 def python(code: str, *arguments: str) -> list[float]:
@@ -181,6 +179,14 @@ def measure_cells(lab: Lab, report: Report, plan: Plan, title: str) -> None:
     """A trivial cell, in every way that there is."""
     script = lab.folder / "script"
     script.write_text("true\n")
+    submissions: list[float] = []
+
+    def ours() -> Any:
+        begun = time.perf_counter()
+        job = lab.submit_script("true", host=HOST)
+        submissions.append(time.perf_counter() - begun)
+        job.result(TIMEOUT)
+        return job
 
     def with_script(words: Sequence[str]) -> None:
         with script.open() as file:
@@ -198,11 +204,11 @@ def measure_cells(lab: Lab, report: Report, plan: Plan, title: str) -> None:
             SHARED: lambda: run(*shared, "true"),
             SCRIPT: lambda: with_script(shared),
             PARAMIKO: lambda: by_channel(client),
-            OURS: lab.cell,
+            OURS: ours,
         }
         for way in ways.values():
             way()
-        rows: dict[str, list[float]] = {name: [] for name in (*ways, BEYOND)}
+        rows: dict[str, list[float]] = {name: [] for name in (*ways, BEYOND, SUBMISSION)}
         say(f"cells, {title}: {plan.rounds} rounds")
         for _ in range(plan.rounds):
             for name in lab.shuffled(ways):
@@ -212,6 +218,8 @@ def measure_cells(lab: Lab, report: Report, plan: Plan, title: str) -> None:
                 rows[name].append(time.perf_counter() - begun)
                 if job:
                     rows[BEYOND].append(rows[name][-1] - own_time(job))
+    rows[SUBMISSION] = submissions[1:]
+    python(_FIRST, HOST)  # compiles
     firsts = [python(_FIRST, HOST) for _ in range(plan.starts)]
     rows[FIRST] = [seconds for _, seconds in firsts]
     rows["  and what it has to import"] = [seconds for seconds, _ in firsts]
@@ -285,7 +293,7 @@ def _measure_trips(lab: Lab, report: Report, plan: Plan, host: str, proxy: Proxy
                 passed(names[2], own=own_time(job))
     del turns[f"{SHARED}, transport"]
     report.table(f"A cell over {trip * 1000:g} ms there and back, from its submission", rows, "ms", SHARED)
-    counts = {f"{name}, time / {trip * 1000:g} ms": [round(one / trip, 2) for one in all_] for name, all_ in rows.items()}
+    counts = {f"{name}, by time": [round(seconds / trip, 2) for seconds in values] for name, values in rows.items()}
     report.table(f"The same in round trips of {trip * 1000:g} ms", {**counts, **turns}, "")
     report.target("round trips from submission to start, median", median(rows[names[1]]) / trip, 3, "")
 
@@ -339,7 +347,7 @@ def measure_output(lab: Lab, report: Report, plan: Plan) -> None:
     file = lab.folder / "large"
     piece = 57 * 10000
     with file.open("wb") as stream:
-        for _ in range(plan.megabytes * 1_000_000 // (piece * 77 // 57)):
+        while stream.tell() < plan.megabytes * 1_000_000:
             stream.write(base64.encodebytes(os.urandom(piece)))
     size = file.stat().st_size
     job = lab.submit_script(f"cat {file}", host=HOST)
@@ -422,10 +430,10 @@ def measure_silence(lab: Lab, report: Report, plan: Plan) -> None:
             before, here, begun = processor_seconds(lab.server), time.process_time(), time.monotonic()
             time.sleep(plan.window)
             minutes = (time.monotonic() - begun) / 60
-            spent = {process: used - before.get(process, 0.0) for process, used in processor_seconds(lab.server).items()}
-            name = f"from second {after} on"
+            after_it, name = processor_seconds(lab.server), f"from second {after} on"
             for program in ("bash", "sshd"):
-                seconds = sum(used for (_, name_), used in spent.items() if name_.startswith(program))
+                processes = [process for process in after_it if process[1].startswith(program)]
+                seconds = sum(after_it[process] - before.get(process, 0.0) for process in processes)
                 rows[f"{name}: {program} over there"] = [round(seconds / minutes, 2)]
             rows[f"{name}: our process"] = [round((time.process_time() - here) / minutes, 2)]
     finally:

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from execute_batch_scheduler.errors import (
         BackendUnavailable as BackendUnavailable,
         BadUsage as BadUsage,
+        ConnectionLost as ConnectionLost,
         ExecuteError as ExecuteError,
         Interrupted as Interrupted,
         JobCancelled as JobCancelled,
@@ -40,6 +41,7 @@ _HOMES = {
         "BadUsage",
         "BackendUnavailable",
         "SubmissionFailed",
+        "ConnectionLost",
         "Interrupted",
         "JobError",
         "JobFailed",

@@ -6,6 +6,7 @@
     +- BadUsage (also ValueError)        a flag, an option or a script that cannot be; nothing was submitted
     +- BackendUnavailable                no such backend, or its commands are not here
     +- SubmissionFailed                  the scheduler refused the job, or its files could not be written
+    +- ConnectionLost                    the machine where the job runs cannot be reached now; the job goes on
     +- Interrupted (also KeyboardInterrupt)  nobody waits for the job any more; it goes on
     +- JobError                          a job that was submitted and did not complete
        +- JobFailed
@@ -38,6 +39,10 @@ class BackendUnavailable(ExecuteError):
 
 class SubmissionFailed(ExecuteError):
     """The job was not submitted; the text holds the scheduler's own message."""
+
+
+class ConnectionLost(ExecuteError):
+    """The machine where the job runs cannot be reached now. The job is not concerned by that."""
 
 
 class Interrupted(ExecuteError, KeyboardInterrupt):

@@ -9,6 +9,7 @@ import os
 import threading
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -17,8 +18,8 @@ from typing import Any, Optional, Union
 from execute_batch_scheduler import display, journal, output, transfer
 from execute_batch_scheduler.adapters.jobdir import JobDir
 from execute_batch_scheduler.adapters.tracking import Details, Tracker
-from execute_batch_scheduler.adapters.transport import Transport
-from execute_batch_scheduler.errors import BadUsage, JobCancelled, JobError, JobFailed, SubmissionFailed
+from execute_batch_scheduler.adapters.transport import Transport, TransportError
+from execute_batch_scheduler.errors import BadUsage, ConnectionLost, JobCancelled, JobError, JobFailed, SubmissionFailed
 
 import psij
 from psij import JobState
@@ -215,12 +216,15 @@ class Job:
             If it was cancelled.
         concurrent.futures.TimeoutError
             If it has not ended by then; it goes on.
+        ConnectionLost
+            If it has ended, and its output cannot be read now.
         """
         error = self.exception(timeout)
         if error is not None:
             raise error
         try:
-            return output.whole(self._transport, self._place("stdout"))
+            with self._reaching():
+                return output.whole(self._transport, self._place("stdout"))
         except FileNotFoundError:
             gone = f"job {self.native_id} completed, but its output is gone: there is no {self._stdout()}"
             raise JobFailed(gone, self) from None
@@ -233,7 +237,8 @@ class Job:
             return None
         kind = JobCancelled if self.cancelled() else JobFailed
         stderr = self._stderr() or self._stdout()
-        return kind(display.failure(self, output.last_lines(self._transport, stderr), stderr), self)
+        with self._reaching():
+            return kind(display.failure(self, output.last_lines(self._transport, stderr), stderr), self)
 
     def add_done_callback(self, function: Callable[[Job], Any]) -> None:
         """Call `function` with this handle when the job has ended, at once if it has."""
@@ -252,13 +257,14 @@ class Job:
 
         Raises
         ------
-        SubmissionFailed
+        SubmissionFailed, ConnectionLost
             If the scheduler could not be asked.
         """
         if self.done():
             return False
-        if self._directory:
-            self._directory.note_cancelled(self._transport)
+        with self._reaching():
+            if self._directory:
+                self._directory.note_cancelled(self._transport)
         self.cancelling = True
         try:
             self.psij_job.cancel()
@@ -309,7 +315,7 @@ class Job:
         """
         streams = streams or {name: self.open(name, most) for name in ("stdout", "stderr")}
         last = time.monotonic()
-        with self._tracker.watched(self.psij_job):
+        with self._tracker.watched(self.psij_job), self._reaching():
             while True:
                 if done := self.done():
                     for stream in streams.values():
@@ -329,7 +335,7 @@ class Job:
                     with self._changed:
                         self._changed.wait_for(lambda: self._news or self.done(), min(0.25, 0.03 + quiet / 200))
                         self._news = False
-        yield from ((name, text) for name, stream in streams.items() if (text := stream.rest()))
+            yield from ((name, text) for name, stream in streams.items() if (text := stream.rest()))
         self.wait()
 
     def get(
@@ -361,14 +367,23 @@ class Job:
         """
         if self.host is None:
             raise BadUsage("the files of this job are on this machine; there is nothing to copy")
-        place = transfer.working_directory(self.spec, self._transport)
-        return transfer.get(self._transport, patterns, place, os.fspath(to), progress)
+        with self._reaching():
+            place = transfer.working_directory(self.spec, self._transport)
+            return transfer.get(self._transport, patterns, place, os.fspath(to), progress)
 
     def _whole(self, stream: str) -> str:
         try:
-            return output.whole(self._transport, self._place(stream))
+            with self._reaching():
+                return output.whole(self._transport, self._place(stream))
         except FileNotFoundError:
             return ""
+
+    @contextmanager
+    def _reaching(self) -> Iterator[None]:
+        try:
+            yield
+        except TransportError as error:
+            raise ConnectionLost(f"job {self.native_id} is as it was, but {error}") from error
 
     def _place(self, stream: str) -> Optional[output.Place]:
         """Where an output lies, and where in that file it begins: a job may append to what was there."""

@@ -237,7 +237,10 @@ def submit_script(
         raise BadUsage("--put goes with --host: a job of this machine finds the files where they are")
     if put:
         place = transfer.working_directory(psij_job.spec, transport)
-        transfer.put(transport, [os.fspath(path) for path in put], place, progress)
+        try:
+            transfer.put(transport, [os.fspath(path) for path in put], place, progress)
+        except TransportError as error:
+            raise SubmissionFailed(f"{error}; nothing was submitted") from error
     try:
         where.create(
             transport,

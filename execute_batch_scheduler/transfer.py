@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from execute_batch_scheduler.adapters.transport import Transport, TransportError
+from execute_batch_scheduler.adapters.transport import Transport
 from execute_batch_scheduler.errors import BadUsage, ExecuteError
 
 from psij import JobSpec
@@ -168,10 +168,7 @@ def _inside(to: str, name: str) -> str:
 
 
 def _shell(transport: Transport, command: Sequence[str]) -> str:
-    try:
-        result = transport.run(command, timeout=_TIMEOUT)
-    except TransportError as error:
-        raise ExecuteError(str(error)) from error
+    result = transport.run(command, timeout=_TIMEOUT)
     if result.exit_code != 0:
         said = (result.stderr.strip() or f"{command[0]} ended with exit code {result.exit_code}").splitlines()[-1]
         raise ExecuteError(f"on {transport.host}: {said}")

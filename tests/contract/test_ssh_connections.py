@@ -633,7 +633,7 @@ def test_no_such_machine(client: Client) -> None:
     assert refusal(f"ssh://{'a' * 70}").startswith("a" * 70)
 
 
-def test_nothing_listens(client: Client, sshd: Sshd) -> None:
+def test_nobody_listens(client: Client, sshd: Sshd) -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]
     text = refusal(client.host(sshd, Port=port))
@@ -841,7 +841,7 @@ def test_login_shells(login_shell: LoginShell, shell: str, client_: str, tmp_pat
         ("exec cat", "sshd"),
         ("exec sleep 60", "sshd"),
         ("exit 3", "sshd"),
-        ("exec >/dev/null 2>&1 <&-; export FROM=profile", "profile"),
+        ("exec >/dev/null 2>&1 <&-; export FROM=profile", "sshd"),
     ],
     ids=["noise", "reads", "set -e", "hangs", "other program", "other program that hangs", "exit", "redirects"],
 )
@@ -954,8 +954,9 @@ def test_a_connection_that_is_lost_wants_a_login_again(guarded: Guarded, user: s
     ssh.login(url, guarded.ask)
     assert ssh.transport(url).run(["echo", "in"], timeout=20).stdout == "in\n"
     guarded.server.drop()
-    with pytest.raises(TransportError, match="%execute_login"):
-        until(lambda: ssh.transport(url).run(["true"], timeout=20) and None, 10)
+    noticed(ssh.transport(url))
+    with pytest.raises(Unreachable, match="%execute_login"):
+        ssh.transport(url).run(["true"], timeout=20)
     ssh.login(url, guarded.ask)
     assert ssh.transport(url).run(["echo", "in"], timeout=20).stdout == "in\n"
 
@@ -1078,7 +1079,8 @@ def test_a_master_connection_is_used(client: Client, sshd: Sshd) -> None:
     finally:
         master.terminate()
         master.wait()
-    assert until(lambda: there.run(["echo", "on its own"], timeout=20).stdout) == "on its own\n"
+    noticed(there)
+    assert there.run(["echo", "on its own"], timeout=20).stdout == "on its own\n"
     assert sshd.logins > before + 1
     shutil.rmtree(folder)
 
@@ -1126,7 +1128,7 @@ def test_no_process_of_the_program_is_left(client: Client, sshd: Sshd) -> None:
     there = ssh.transport(url)
     there.run(["true"], timeout=20)
     marks = there.marks("/nowhere", lambda: None)
-    mine = lambda: [pid for pid in children() if b"ssh" in cmdline(pid)]  # noqa: E731
+    mine = lambda: [pid for pid in children() if cmdline(pid).startswith(SSH.encode() + b"\0")]  # noqa: E731
     until(lambda: len(mine()) > 1, 10)
     del marks
     ssh.logout(url)
@@ -1154,6 +1156,11 @@ def cmdline(pid: int) -> bytes:
 
 
 # what the connection carries, and its end
+
+
+def noticed(there: remote.Remote) -> None:
+    """Wait until the end of a connection has come to be known here."""
+    until(lambda: there._connection is None or not there._connection.alive(), 20)
 
 
 @pytest.fixture(params=["paramiko", "program"])
@@ -1238,8 +1245,9 @@ def test_a_server_that_was_away_is_connected_to_anew(url: str, own_sshd: Sshd) -
         if number and "paramiko" in url:
             assert own_sshd.logins == before + 1
         own_sshd.stop()
+        noticed(there)
         with pytest.raises(Unreachable, match="onnection refused"):
-            until(lambda: there.run(["true"], timeout=5) and None, 10)
+            there.run(["true"], timeout=20)
         own_sshd.start()
         there._refused = None  # else it is not tried again for two seconds
 
@@ -1249,7 +1257,7 @@ def test_a_connection_that_died_while_idle_is_replaced_before_it_is_used(url: st
     for number in range(5):
         assert there.run(["echo", f"{number}"], timeout=20).stdout == f"{number}\n"
         own_sshd.drop()
-        time.sleep(0.3)
+        noticed(there)
 
 
 @contextmanager
@@ -1306,7 +1314,7 @@ def test_a_server_that_takes_no_further_session(client: Client) -> None:
     with sshd_service.running(name="narrow", options=["MaxSessions 1"]) as server:
         connection = ssh.connect(ssh.parse_url(client.host(server)))
         first = connection.open("cat")
-        with pytest.raises(TransportError, match="^no further session can be opened: "):
+        with pytest.raises(TransportError, match="no further session can be opened"):
             connection.open("cat")
         first.close()
         connection.close()
@@ -1350,27 +1358,29 @@ def test_secrets_stay_in_memory(
 ) -> None:
     caplog.set_level(logging.DEBUG)
     caplog.set_level(logging.DEBUG, ssh._LOG)
-    code = guarded.server.code
-    seen: list[bytes] = []
+    secrets = [PASSWORD, guarded.server.code]
+    lines: list[bytes] = []
+
+    def look() -> None:
+        lines.extend(cmdline(int(name)) for name in os.listdir("/proc") if name.isdigit())
 
     def ask(prompt: str, echo: bool) -> str:
-        seen.extend(cmdline(int(name)) for name in os.listdir("/proc") if name.isdigit())
+        look()
         return guarded.ask(prompt, echo)
 
     ssh.login(f"ssh://{user}", ask)
     there = ssh.transport(f"ssh://{user}")
     there.run(["true"], timeout=20)
-    seen += [cmdline(int(name)) for name in os.listdir("/proc") if name.isdigit()]
+    look()
     connection: Any = there.connection()
-    objects = [there, connection, *vars(there).values(), *connection._transports]
-    objects += [*vars(connection._transports[0]).values(), *vars(connection._transports[0].auth_handler).values()]
-    assert "authentication" in caplog.text.lower()  # so it was listened to
-    text = caplog.text + "".join(map(repr, [vars(one) for one in objects[:2]] + objects[:-1]))
+    (transport,) = connection._transports
+    texts = [repr(vars(one)) for one in (there, connection, transport, transport.auth_handler, *there._idle)]
+    texts += [repr(there), repr(connection), repr(there.environment), caplog.text]
+    assert "successful" in caplog.text  # so paramiko was listened to
     files = [path.read_bytes() for path in [*client.home.rglob("*"), *tmp_path.rglob("*")] if path.is_file()]
-    for secret in (PASSWORD, code):
-        assert secret not in text.replace(repr(secret), secret) or secret == code, secret
-        assert not any(secret.encode() in line for line in seen)
-        assert not any(secret.encode() in content for content in files)
+    for secret in secrets:
+        assert not any(secret in text for text in texts)
+        assert not any(secret.encode() in data for data in [*lines, *files])
 
 
 HOSTILE = [

@@ -207,7 +207,7 @@ async def _feed(process: asyncssh.SSHServerProcess[bytes], child: asyncio.subpro
             if child.returncode is None:
                 os.killpg(child.pid, signal.Signals[f"SIG{asked.signal}"])
             continue
-        except OSError:
+        except (OSError, asyncssh.Error):
             data = b""  # the command reads no more, or the connection is gone
         if not data:
             child.stdin.close()
