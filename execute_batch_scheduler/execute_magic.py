@@ -384,6 +384,7 @@ class _Cell:
         self._since = 0.0
         self._over = False
         self._open_line = False  # the job's output so far ends within a line
+        self._restarts = 0
         self._held: list[tuple[str, str]] = []
         self._quiet = {"stdout": "out" in own, "stderr": "err" in own}
         most = _MOST_IN_NOTEBOOK if hasattr(magics.shell, "kernel") else None
@@ -424,6 +425,7 @@ class _Cell:
                 self._held.append((name, text))
             else:
                 self._finish_progress()
+                self._tell_restarts(self._streams[name].restarts)
                 self._write(name, text)
         self._finish_progress()
         self._end_output()
@@ -439,6 +441,13 @@ class _Cell:
         stream.write(text)
         stream.flush()
         self._open_line = not text.endswith("\n")
+
+    def _tell_restarts(self, restarts: int) -> None:
+        """Output of a job that was queued again is not mixed with what it wrote before."""
+        if restarts > self._restarts:
+            self._restarts = restarts
+            self._end_output()
+            print(f"--- the output of job {self.job.native_id} begins anew ---")
 
     def _end_output(self) -> None:
         """What comes now is not the job's: it begins a line."""

@@ -386,12 +386,12 @@ class Job:
             raise ConnectionLost(f"job {self.native_id} is as it was, but {error}") from error
 
     def _place(self, stream: str) -> Optional[output.Place]:
-        """Where an output lies, and where in that file it begins: a job may append to what was there."""
+        """Where an output lies, where in that file the last attempt's begins, and the number of that."""
         path = {"stdout": self._stdout, "stderr": self._stderr}[stream]()
         attempt = self._tracker.record(self.psij_job).attempt
-        own = self._directory is not None and path in (self._directory.stdout, self._directory.stderr)
-        begin = 0 if own or attempt is None else {"stdout": attempt.stdout_from, "stderr": attempt.stderr_from}[stream]
-        return None if path is None else (path, begin)
+        if path is None or attempt is None or attempt.started is None:
+            return None if path is None else (path, 0, None)
+        return path, attempt.stdout_from if stream == "stdout" else attempt.stderr_from, attempt.number
 
     def _stdout(self) -> Optional[str]:
         path = self.spec.stdout_path

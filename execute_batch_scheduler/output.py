@@ -9,7 +9,8 @@ from typing import Optional
 from execute_batch_scheduler.adapters.transport import Growing, Transport
 
 _TAIL = 1 << 16
-Place = tuple[str, int]
+Place = tuple[str, int, Optional[int]]
+"""A file's path, where in it the job's output begins, and the number of the attempt whose output that is."""
 
 
 class Output:
@@ -20,11 +21,16 @@ class Output:
     transport
         Where the file lies.
     place
-        Tells the file's path and where in it the job's output begins, or None as long as that is not known.
+        Tells where the output is, or None as long as that is not known.
     most
         Show at most this many bytes of its head and of its tail; None shows all.
     wake
         Called when something came, if that shows by itself.
+
+    Attributes
+    ----------
+    restarts : int
+        How often the output began anew: the job was queued again, or its file truncated.
     """
 
     def __init__(
@@ -38,8 +44,12 @@ class Output:
         self._place = place
         self._most = most
         self._wake = wake
+        self.restarts = 0
         self._file: Optional[Growing] = None
-        self._restarts = 0
+        self._file_restarts = 0
+        self._attempt: Optional[int] = None
+        self._expected = False  # a truncation showed; the attempt that it belongs to will
+        self._at = 0  # offset in the file
         self._shown = 0  # bytes
         self._finished = False
         self._decode = codecs.getincrementaldecoder("utf-8")("replace").decode
@@ -51,23 +61,45 @@ class Output:
 
     def read(self) -> str:
         """What has come since, in pieces of bounded size; '' if nothing. Never waits for the job."""
+        place = self._place()
+        if place is None:
+            return ""
+        path, begin, attempt = place
         if self._file is None:
-            place = self._place()
-            if place is None:
-                return ""
-            self._file = self._transport.follow(*place, self._wake)
-            if self._finished:
-                self._file.finish()
-        room = self._transport.piece if self._most is None else min(self._transport.piece, self._most - self._shown)
+            self._open(path, begin)
+        elif attempt != self._attempt and self._attempt is not None:
+            if begin > self._at and (text := self._read(begin - self._at)):
+                return text  # of the attempt before, to which this one is appended
+            if not self._expected:
+                self._begin_anew()
+                self._open(path, max(begin, self._at) if begin else 0)  # appended, or the file was truncated
+            self._expected = False
+        self._attempt = attempt
+        return self._read(self._transport.piece)
+
+    def _read(self, most: int) -> str:
+        assert self._file is not None
+        room = most if self._most is None else min(most, self._most - self._shown)
         if room <= 0:
             return ""
         data = self._file.read(room)
-        if self._file.restarts != self._restarts:  # truncated, as by a requeue: it begins anew
-            self._restarts = self._file.restarts
-            self._decode(b"", True)
-            self._shown = 0
+        if self._file.restarts != self._file_restarts:
+            self._file_restarts, self._at, self._expected = self._file.restarts, 0, True
+            self._begin_anew()
+        self._at += len(data)
         self._shown += len(data)
         return self._decode(data)
+
+    def _open(self, path: str, offset: int) -> None:
+        self._file = self._transport.follow(path, offset, self._wake)
+        self._file_restarts, self._at = 0, offset
+        if self._finished:
+            self._file.finish()
+
+    def _begin_anew(self) -> None:
+        self.restarts += 1
+        self._shown = 0
+        self._decode(b"", True)
 
     def finish(self) -> None:
         """The job has ended: from now on `read` gives '' at the end of the output alone."""
@@ -80,12 +112,11 @@ class Output:
         place = self._place()
         if self._most is None or place is None or self._shown < self._most:
             return self._decode(b"", True)
-        path, begin = place
-        end = self._shown + (0 if self._restarts else begin)
+        path = place[0]
         try:
             size = self._transport.size(path)
-            left_out = size - end - self._most
-            tail = self._transport.read(path, max(end, size - self._most))
+            left_out = size - self._at - self._most
+            tail = self._transport.read(path, max(self._at, size - self._most))
         except FileNotFoundError:
             return self._decode(b"", True)
         if left_out <= 0:
@@ -96,7 +127,7 @@ class Output:
 
 def whole(transport: Transport, place: Optional[Place]) -> str:
     """A file's text from where the job's output begins; '' if no file is known. FileNotFoundError if it is gone."""
-    return "" if place is None else transport.read(*place).decode(errors="replace")
+    return "" if place is None else transport.read(*place[:2]).decode(errors="replace")
 
 
 def last_lines(transport: Transport, path: Optional[str], count: int = 10) -> list[str]:

@@ -10,6 +10,7 @@ import pytest
 
 from execute_batch_scheduler import submit_script
 from execute_batch_scheduler.adapters import ssh
+from execute_batch_scheduler.settings import settings
 from tests.contract.behaviour import PATIENCE, Behaviour
 from tests.services import sshd as sshd_service
 from tests.services.slurm import Slurm
@@ -18,6 +19,12 @@ from tests.services.sshd import Sshd
 
 class OverThere(Behaviour):
     """The same suite; its environment and its job directories are those of the machine over there."""
+
+    query = ""
+
+    @property
+    def url(self) -> str:
+        return f"ssh://{self.host}{self.query}"
 
     @pytest.fixture
     def server(self) -> Sshd:
@@ -35,7 +42,7 @@ class OverThere(Behaviour):
         profile = Path(server.home) / ".bash_profile"
         if profile.exists():
             profile.unlink()
-            ssh.logout(f"ssh://{self.host}")
+            ssh.logout(self.url)
 
     def set_variables(self, variables: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
         with Path(self._server.home, ".bash_profile").open("w") as file:
@@ -46,7 +53,7 @@ class OverThere(Behaviour):
                     print(f"{function[1]}{value}\nexport -f {function[1]}", file=file)
                 else:
                     print(f"export {name}='{value}'", file=file)
-        ssh.logout(f"ssh://{self.host}")
+        ssh.logout(self.url)
 
 
 class TestSSH(OverThere):
@@ -56,6 +63,16 @@ class TestSSH(OverThere):
     @pytest.fixture
     def server(self, sshd: Sshd) -> Sshd:
         return sshd
+
+
+class TestSSHProgram(TestSSH):
+    """By the user's ssh program."""
+
+    query = "?client=program"
+
+    @pytest.fixture(autouse=True)
+    def _client(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(settings, "ssh_client", "program")
 
 
 @pytest.fixture(scope="module")

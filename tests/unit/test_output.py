@@ -16,7 +16,7 @@ def file(tmp_path):
 
 
 def reader(path, most=None):
-    return Output(Local(), lambda: (str(path), 0), most)
+    return Output(Local(), lambda: (str(path), 0, None), most)
 
 
 def append(path, data):
@@ -44,7 +44,7 @@ def test_a_file_that_is_not_there_yet_is_waited_for(tmp_path):
 
 def test_a_path_that_is_not_known_yet_is_asked_for_again(file):
     file.write_text("here")
-    places = iter([None, None, (str(file), 0)])
+    places = iter([None, None, *[(str(file), 0, None)] * 9])
     out = Output(Local(), lambda: next(places))
     assert [out.read() for _ in range(3)] == ["", "", "here"]
 
@@ -105,6 +105,72 @@ def test_half_a_character_of_the_first_attempt_is_not_taken_into_the_second(file
     assert out.read() == "\ufffdx"
 
 
+class Attempts:
+    """A job's output over its attempts, whose records come when they are told."""
+
+    def __init__(self, file):
+        self.file, self.begin, self.number = file, 0, 0
+        self.out = Output(Local(), lambda: (str(file), self.begin, self.number))
+
+    def next(self, begin=0):
+        self.begin, self.number = begin, self.number + 1
+
+    def read(self):
+        return self.out.read(), self.out.restarts
+
+
+@pytest.mark.parametrize("record_first", [True, False])
+def test_the_output_of_a_job_that_was_queued_again_begins_anew_once(file, record_first):
+    file.write_text("first attempt\n")
+    job = Attempts(file)
+    assert job.read() == ("first attempt\n", 0)
+    file.write_text("second")
+    if record_first:
+        job.next()
+    assert job.read() == ("second", 1)
+    if not record_first:
+        job.next()
+    append(file, b" more")
+    assert job.read() == (" more", 1)
+    file.write_text("third")
+    job.next()
+    assert job.read() == ("third", 2)
+
+
+def test_an_attempt_that_has_outgrown_the_one_before_is_shown_from_its_start(file):
+    file.write_text("short\n")
+    job = Attempts(file)
+    assert job.read() == ("short\n", 0)
+    file.write_text("much longer than the first\n")
+    job.next()
+    assert job.read() == ("much longer than the first\n", 1)
+
+
+def test_an_attempt_that_is_appended_is_told_apart_and_not_repeated(file):
+    file.write_text("first\n")
+    job = Attempts(file)
+    assert job.read() == ("first\n", 0)
+    append(file, b"se")
+    assert job.read() == ("se", 0)  # its record has not come yet
+    job.next(begin=6)
+    append(file, b"cond\n")
+    assert job.read() == ("cond\n", 1)
+    append(file, b"unread\nthird\n")
+    job.next(begin=20)
+    assert job.read() == ("unread\n", 1)
+    assert job.read() == ("third\n", 2)
+
+
+def test_the_first_record_of_a_job_changes_nothing(file):
+    file.write_text("out\n")
+    job = Attempts(file)
+    job.number = None
+    assert job.read() == ("out\n", 0)
+    job.number = 1
+    append(file, b"more\n")
+    assert job.read() == ("more\n", 0)
+
+
 @pytest.mark.parametrize(
     ("size", "head", "tail"),
     [
@@ -156,10 +222,10 @@ def test_a_file_that_is_gone_at_the_end_has_no_tail(file):
 
 def test_the_whole_text(file):
     file.write_bytes(b"a\xc3\xa9\xff\n" * 3)
-    assert whole(Local(), (str(file), 0)) == "aé\ufffd\n" * 3
+    assert whole(Local(), (str(file), 0, None)) == "aé\ufffd\n" * 3
     assert whole(Local(), None) == ""
     with pytest.raises(FileNotFoundError):
-        whole(Local(), (f"{file}.none", 0))
+        whole(Local(), (f"{file}.none", 0, None))
 
 
 @pytest.mark.parametrize(
