@@ -24,6 +24,7 @@ from weakref import WeakValueDictionary
 from execute_batch_scheduler.adapters.transport import (
     Growing,
     Marks,
+    Refused,
     Result,
     TransportError,
     Unanswered,
@@ -46,7 +47,8 @@ _WINDOW = 1 << 22  # bytes of a growing file that may be under way or unread
 _CHUNK = 1 << 20
 _TEXT_LIMIT = 1 << 20
 _SILENCE = 20.0  # seconds without a sign of life after which a connection is given up; one comes each five
-_PAUSES = (0.2, 0.5, 1, 2, 5, 10, 20, 30, 60)  # before a connection is tried again
+_PAUSES = (0.2, 0.5, 1, 2, 5, 10)  # before a connection is tried again
+_REFUSED = 300.0  # the same where we are not let in: a site counts that
 _ERRORS = {
     "No such file or directory": FileNotFoundError,
     "Permission denied": PermissionError,
@@ -186,7 +188,9 @@ class Remote:
         self._open = 0
         self._free = threading.Condition()
         self._connecting = threading.Lock()
-        self._refused: Optional[tuple[float, Unreachable]] = None
+        self._failed: Optional[tuple[float, Unreachable]] = None
+        self.connected = threading.Event()
+        """Set when a connection was made; who waits for one clears it."""
         self._feed: Optional[_Feed] = None
 
     @property
@@ -199,32 +203,28 @@ class Remote:
         return self._environment
 
     def connection(self) -> Connection:
-        """The open connection, made anew if need be.
-
-        Raises
-        ------
-        Unreachable
-            At once if it was tried and failed a moment ago.
-        """
+        """The open connection, made anew if need be; those who ask at the same time share the attempt."""
+        asked = time.monotonic()
         with self._connecting:
             if self._connection is not None and self._connection.alive():
                 return self._connection
-            if self._refused and time.monotonic() < self._refused[0]:
-                raise self._refused[1]
+            if self._failed and self._failed[0] > asked:
+                raise self._failed[1]
             self._drop()
             try:
                 self._connection = self._connect()
             except Unreachable as error:
-                self._refused = time.monotonic() + 2, error
+                self._failed = time.monotonic(), error
                 raise
-            self._refused = None
-            return self._connection
+        self.connected.set()
+        return self._connection
 
     def use(self, connection: Connection) -> None:
         """Take a connection that was made elsewhere, as after a login with a password."""
         with self._connecting:
             self._drop()
-            self._connection, self._refused = connection, None
+            self._connection = connection
+        self.connected.set()
 
     def close(self) -> None:
         """Let the connection go; the next question makes a new one."""
@@ -286,10 +286,12 @@ class Remote:
 
     def _ask(self, script: str, data: bytes = b"", timeout: float = _TIMEOUT, again: bool = True) -> _Answer:
         """Ask a shell. A question that may be asked `again` is, when the connection is lost, for some seconds."""
-        for pause in _PAUSES[:5] if again and self._environment is not None else ():
+        for pause in _PAUSES[:4] if again and self._environment is not None else ():
             try:
                 return self._ask_once(script, data, timeout)
             except (Unanswered, Unreachable) as error:
+                if isinstance(error, Refused):
+                    raise
                 logger.info("%s; asking again", error)
                 time.sleep(pause)
         return self._ask_once(script, data, timeout)
@@ -589,7 +591,9 @@ class _Feed:
         while True:
             self._needed.wait()
             marker = secrets.token_hex(16)
+            refused = False
             try:
+                self._remote.connected.clear()
                 stream = self._remote.open_feed(marker)
                 with self._lock:
                     self._stream = stream
@@ -601,6 +605,7 @@ class _Feed:
                     failures = 0
             except (TransportError, _Lost, OSError) as error:
                 logger.info("%s: the feed ended, and will be begun again: %s", self._remote.host, error or "lost")
+                refused = isinstance(error, Refused)
                 if isinstance(error, TimeoutError):
                     self._remote.close()  # no sign of life
             except Exception:
@@ -611,7 +616,9 @@ class _Feed:
                     self._needed.clear()
             if stream_was is not None:
                 stream_was.close()
-            time.sleep(_PAUSES[min(failures, len(_PAUSES) - 1)])
+            # A connection that somebody else has made, as by a login, ends the pause.
+            pause = _REFUSED if refused else _PAUSES[min(failures, len(_PAUSES) - 1)]
+            self._remote.connected.wait(pause) if failures else time.sleep(pause)
             failures += 1
 
     def _take(self, words: list[str], data: bytes) -> None:

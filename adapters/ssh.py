@@ -24,7 +24,7 @@ import subprocess
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, replace
@@ -44,7 +44,9 @@ Ask = Callable[[str, bool], str]
 """Asks the user something, and tells whether what is typed may be shown."""
 
 # A login name comes into the user's ProxyCommand, which is shell text: none of its signs, and no option.
-_HOST = re.compile(r"(?:(?P<user>\w[\w.+~\\@-]*)@)?(?P<host>\[[\w.:%-]+\]|\w[\w.-]*)(?::(?P<port>\d{1,5}))?", re.ASCII)
+_HOST = re.compile(
+    r"(?:(?P<user>\w[\w.+~\\@-]*)@)?(?P<host>\[[\da-fA-F:.]+(?:%\w+)?\]|\w[\w.-]*)(?::(?P<port>\d{1,5}))?", re.ASCII
+)
 _CONNECT_TIMEOUT = 15.0
 _LOGIN_TIMEOUT = 30.0
 _ASK_TIMEOUT = 600.0  # somebody is looking for a phone
@@ -515,9 +517,8 @@ class _Login:
         with closing(self._keys()) as keys:
             for name, key in keys:
                 if self._accepted(partial(self.transport.auth_publickey, self.user, key)):
-                    self.tried += [f"{name}: accepted, but {' or '.join(self.wanted)} is wanted too"] * bool(
-                        self.wanted
-                    )
+                    if self.wanted:
+                        self.tried.append(f"{name}: accepted, but {' or '.join(self.wanted)} is wanted too")
                     return
                 self.tried.append(f"{name}: {key.trouble or 'refused'}")
                 if not self.transport.is_active() or "publickey" not in self.wanted:
@@ -562,7 +563,7 @@ class _Login:
     def _who(self) -> str:
         return f"{self.user}@{self.address.host}"
 
-    def _keys(self) -> Iterator[tuple[str, _Key]]:
+    def _keys(self) -> Generator[tuple[str, _Key], None, None]:
         """What may be tried, in ssh's order: keys of the agent, those that are configured first; of files."""
         files, certificates = self._files(), self._certificates()
         tried: set[bytes] = set()
@@ -591,9 +592,8 @@ class _Login:
         paths = {self.configuration.path(word): word in _DEFAULT_KEYS for word in words}
         if self.address.identity:
             paths = {Path(self.address.identity): True, **paths}
-        self.tried += [
-            f"{path}: there is no such file" for path, usual in paths.items() if not (usual or path.exists())
-        ]
+        gone = [path for path, usual in paths.items() if not usual and not path.exists()]
+        self.tried += [f"{path}: there is no such file" for path in gone]
         return [_KeyFile.read(path) for path in paths if path.exists()]
 
     def _certificates(self) -> list[tuple[Path, bytes]]:
@@ -606,7 +606,7 @@ class _Login:
     def _agent(self) -> Iterator[_Agent]:
         """The agent; one without keys where there is none."""
         place = self.configuration.first("identityagent", "SSH_AUTH_SOCK")
-        place = os.environ.get("SSH_AUTH_SOCK", "") if place == "SSH_AUTH_SOCK" else str(self.configuration.path(place))
+        place = os.environ.get(place, "") if place == "SSH_AUTH_SOCK" else place and str(self.configuration.path(place))
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
             agent = _Agent(connection)
             if place:
@@ -663,23 +663,25 @@ class _Process(socket.socket):
         ours, theirs = socket.socketpair()
         super().__init__(fileno=ours.detach())
         with theirs:
-            self._process = subprocess.Popen(
-                words, stdin=theirs, stdout=theirs, stderr=stderr or theirs, start_new_session=True
-            )
+            end = theirs.fileno()
+            complaints = end if stderr is None else stderr.fileno()
+            self._process = subprocess.Popen(words, stdin=end, stdout=end, stderr=complaints, start_new_session=True)
 
-    def runs(self) -> bool:
-        """Whether it has not ended yet."""
-        return self._process.poll() is None
+    def lost(self) -> bool:
+        """Whether it has ended as ssh does when the connection breaks, and nobody here wanted that."""
+        code = self._process.poll()
+        return code is not None and (code == 255 or code < 0) and self.fileno() >= 0
 
     def close(self) -> None:
         """End it."""
         with suppress(OSError):
             self.shutdown(socket.SHUT_RDWR)  # wakes who waits for it
         super().close()
-        if self.runs():
-            with suppress(ProcessLookupError):
-                os.killpg(self._process.pid, signal.SIGTERM)
-            threading.Thread(target=self._process.wait, name="end of ssh", daemon=True).start()
+        for number in (signal.SIGTERM, signal.SIGKILL):
+            if self._process.poll() is None:
+                with suppress(ProcessLookupError, subprocess.TimeoutExpired):
+                    os.killpg(self._process.pid, number)
+                    self._process.wait(1)
 
 
 class _Stream:
@@ -690,8 +692,16 @@ class _Stream:
 
     def send(self, data: bytes) -> None:
         with _broken():
-            self._end.settimeout(_SEND_TIMEOUT)
-            self._end.sendall(data)
+            self._end.settimeout(_SEND_TIMEOUT)  # for each piece: a socket's sendall would take it for all
+            sent = 0
+            while sent < len(data):
+                try:
+                    piece = self._end.send(data[sent : sent + _PACKET])
+                except socket.timeout:
+                    raise ConnectionError(f"nothing is taken any more since {_SEND_TIMEOUT:g} s") from None
+                if not piece:
+                    raise EOFError
+                sent += piece
 
     def receive(self, timeout: float) -> bytes:
         with _broken():
@@ -755,10 +765,12 @@ class _Program:
         if program is None:
             raise Unreachable("the ssh program is to make the connection, and this machine's PATH has none")
         # No terminal and nobody to ask, keys that are known, and nothing else of what the configuration may want.
-        options = ["BatchMode=yes", "StrictHostKeyChecking=yes", "ServerAliveInterval=15"]
+        options = ["BatchMode=yes", "StrictHostKeyChecking=yes", "ServerAliveInterval=10"]
+        options += [f"ConnectTimeout={_CONNECT_TIMEOUT:.0f}"]
         options += ["ClearAllForwardings=yes", "RemoteCommand=none", "PermitLocalCommand=no", "LogLevel=ERROR"]
         self._words = [program, "-T", "-a", "-x", *(f"-o{option}" for option in options), *address.words]
         self._streams: list[_Process] = []
+        self._closed = False
         self._lock = threading.Lock()
         self._greet(address)
 
@@ -783,18 +795,24 @@ class _Program:
             raise Unreachable(f"ssh {address} says: {said or 'nothing'}{hint}")
 
     def open(self, command: str) -> Stream:
-        stream = _Process([*self._words, command])
         with self._lock:
+            if self._closed:
+                raise TransportError("no further session can be opened: the connection was let go")
+            try:
+                stream = _Process([*self._words, command])
+            except OSError as error:
+                raise TransportError(f"ssh cannot be run: {error.strerror}") from error
             self._streams = [one for one in self._streams if one.fileno() >= 0] + [stream]
         return _Stream(stream)
 
     def alive(self) -> bool:
-        """Not if a stream has ended and was not closed: others may have, without having been told so yet."""
+        """Not if one stream is lost: others may be, and have not noticed yet."""
         with self._lock:
-            return all(stream.runs() for stream in self._streams if stream.fileno() >= 0)
+            return not self._closed and not any(stream.lost() for stream in self._streams)
 
     def close(self) -> None:
         with self._lock:
+            self._closed = True
             for stream in self._streams:
                 stream.close()
 
@@ -843,13 +861,12 @@ def _transport(
 ) -> paramiko.Transport:
     import paramiko
 
-    known, began = _Known(configuration), time.monotonic()
+    known = _Known(configuration)
     with tempfile.TemporaryFile() as complaints:
         transport = paramiko.Transport(
             _socket(configuration, via, complaints), default_window_size=_WINDOW, default_max_packet_size=_PACKET
         )
         transport.set_log_channel(_LOG)
-        transport.daemon = True
         transport.banner_timeout = transport.handshake_timeout = _LOGIN_TIMEOUT
         transport.auth_timeout = _ASK_TIMEOUT if ask else _LOGIN_TIMEOUT
         security = transport.get_security_options()
@@ -857,47 +874,41 @@ def _transport(
         security.ciphers = sorted(security.ciphers, key=lambda name: "gcm" not in name)
         security.key_types = sorted(security.key_types, key=lambda name: name not in known.types)
         try:
-            transport.start_client(timeout=_LOGIN_TIMEOUT)
-            key = transport.get_remote_server_key()
-        except (paramiko.SSHException, OSError, EOFError) as error:
-            transport.close()
-            late = time.monotonic() - began >= _LOGIN_TIMEOUT
-            raise Unreachable(_failure(configuration, transport, error, complaints, late)) from error
+            key = _key_shown(configuration, transport, complaints)
+            known.check(key.get_name(), key.asbytes())
+            _Login(configuration, transport, ask).prove()
+            transport.set_keepalive(_KEEPALIVE)
+            return transport
         except BaseException:
             transport.close()
             raise
-    try:
-        known.check(key.get_name(), key.asbytes())
-        _Login(configuration, transport, ask).prove()
-        transport.set_keepalive(_KEEPALIVE)
-        return transport
-    except BaseException:
-        transport.close()
-        raise
 
 
-def _failure(
-    configuration: Configuration, transport: paramiko.Transport, error: Exception, complaints: IO[bytes], late: bool
-) -> str:
-    """Why there is no connection, in a sentence: paramiko speaks of its own workings."""
-    place = f"{configuration.host} port {configuration.port}"
+def _key_shown(configuration: Configuration, transport: paramiko.Transport, complaints: IO[bytes]) -> paramiko.PKey:
+    """The machine's key. If none comes, why, in a sentence: paramiko speaks of its own workings."""
     import paramiko
 
-    complaints.seek(0)
-    said = complaints.read().decode(errors="replace").strip()
-    if said:
-        return f"{configuration.address}: its ProxyCommand says: {said[-1000:]}"
-    if late:
-        why = f"{place} takes the connection and says nothing within {_LOGIN_TIMEOUT:g} s; is that SSH's port?"
-    elif isinstance(error, EOFError) or isinstance(error.__context__, (EOFError, OSError)):
-        why = f"{place} closes the connection at once; does it let this machine in?"
-    elif not transport.remote_version:
-        why = f"what answers on {place} is no SSH server"
-    elif isinstance(error, paramiko.ssh_exception.IncompatiblePeer):
-        why = f"{place} and paramiko have no method in common ({error}); {_USE_PROGRAM}"
-    else:
-        why = f"no SSH connection to {place}: {_reason(error)}"
-    return f"{configuration.address}: {why}"
+    began = time.monotonic()
+    try:
+        transport.start_client(timeout=_LOGIN_TIMEOUT)
+        return transport.get_remote_server_key()
+    except (paramiko.SSHException, OSError, EOFError) as error:
+        place = f"{configuration.host} port {configuration.port}"
+        complaints.seek(0)
+        said = complaints.read().decode(errors="replace").strip()
+        if said:
+            why = f"its ProxyCommand says: {said[-1000:]}"
+        elif time.monotonic() - began >= _LOGIN_TIMEOUT:
+            why = f"{place} takes the connection and says nothing within {_LOGIN_TIMEOUT:g} s; is that SSH's port?"
+        elif isinstance(error, EOFError) or isinstance(error.__context__, (EOFError, OSError)):
+            why = f"{place} closes the connection at once; does it let this machine in?"
+        elif not transport.remote_version:
+            why = f"what answers on {place} is no SSH server"
+        elif isinstance(error, paramiko.ssh_exception.IncompatiblePeer):
+            why = f"{place} and paramiko have no method in common ({error}); {_USE_PROGRAM}"
+        else:
+            why = f"no SSH connection to {place}: {_reason(error)}"
+        raise Unreachable(f"{configuration.address}: {why}") from error
 
 
 def _socket(configuration: Configuration, via: Optional[paramiko.Transport], complaints: IO[bytes]) -> Any:
@@ -931,9 +942,8 @@ def _socket(configuration: Configuration, via: Optional[paramiko.Transport], com
         ) from error
     connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-    connection.setsockopt(
-        socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, _SILENCE
-    )  # else it hangs for a quarter of an hour
+    # Else what we say to a machine that is gone is said again for a quarter of an hour.
+    connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, _SILENCE)
     return connection
 
 

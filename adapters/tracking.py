@@ -19,7 +19,7 @@ from typing import Optional, Protocol
 from weakref import WeakKeyDictionary
 
 from execute_batch_scheduler.adapters.jobdir import JobDir, Record, parse_record, read_records
-from execute_batch_scheduler.adapters.transport import Marks, Transport, TransportError
+from execute_batch_scheduler.adapters.transport import Marks, Refused, Transport, TransportError
 
 from psij import Job, JobState, JobStatus, SubmitException
 
@@ -83,6 +83,7 @@ class Pace:
     forgotten: float = 1.0  # before a "not found" is believed, twice
     unanswered: float = 5.0  # before a scheduler that did not answer is asked again
     unanswered_most: float = 15.0
+    refused: float = 300.0  # the same of a machine that does not let us in: sites count that
 
 
 class Deliver(Protocol):
@@ -177,6 +178,12 @@ class Tracker:
                     threading.Thread(target=target, name=f"{self._name} {target.__name__}", daemon=True).start()
         self._wake.set()
 
+    def take(self, job: Job, record: Record) -> None:
+        """Take a record that was read elsewhere, so that a job that somebody comes back to is known at once."""
+        entry = self._entry(job)
+        if entry and record != entry.record:
+            self._take_record(entry, record)
+
     def status(self, job: Job) -> JobStatus:
         """The last state delivered. PSI/J's own until there is one, but never a final one that was not judged here."""
         entry = self._entry(job)
@@ -246,9 +253,6 @@ class Tracker:
             try:
                 self._put_questions()
                 self._look()
-            except TransportError as error:
-                logger.info("%s: %s", self._name, error)
-                time.sleep(1)
             except Exception:  # a thread that dies would leave every job as it is, for ever
                 logger.exception("%s: looking at the jobs failed; going on", self._name)
                 time.sleep(1)
@@ -283,11 +287,22 @@ class Tracker:
                 else:
                     self._take_text(entry, record)
         due = [entry for entry in entries if now >= entry.next_look]
-        if due:
-            for entry, record_read in zip(due, self._records(due)):
-                entry.next_look = now + self.pace.sweep
-                if record_read != entry.record:
-                    self._take_record(entry, record_read)
+        if not due:
+            return
+        try:
+            records = self._records(due)
+        except TransportError as error:
+            logger.info("%s: %s", self._name, error)
+            for entry in due:
+                entry.next_look = time.monotonic() + self._patience(error)
+            return
+        for entry, record_read in zip(due, records):
+            entry.next_look = now + self.pace.sweep
+            if record_read != entry.record:
+                self._take_record(entry, record_read)
+
+    def _patience(self, error: Exception) -> float:
+        return self.pace.refused if isinstance(error, Refused) else self.pace.unanswered
 
     def _records(self, entries: Sequence[_Entry]) -> list[Record]:
         """The records of jobs as they are now; of a job without a directory an empty one."""
@@ -355,19 +370,19 @@ class Tracker:
                     self._take_answer(entry, reports.get(entry.job.id), record)
             except TransportError as error:
                 logger.info("%s: %s", self._name, error)
-                self._unanswered(entries)
-            except Exception:
+                self._unanswered(entries, self._patience(error))
+            except Exception as error:
                 logger.exception("%s: a question failed; asking again", self._name)
-                self._unanswered(entries)
+                self._unanswered(entries, self._patience(error))
             self._wake.set()
 
-    def _unanswered(self, entries: Sequence[_Entry]) -> None:
+    def _unanswered(self, entries: Sequence[_Entry], patience: float) -> None:
         for entry in (entry for entry in entries if entry.asked):
             with self._lock:
                 entry.asked = False
                 if entry.details.unanswered_since is None:
                     entry.details = replace(entry.details, unanswered_since=time.time())
-                self._ask_again(entry, self.pace.unanswered, self.pace.unanswered_most)
+                self._ask_again(entry, patience, max(patience, self.pace.unanswered_most))
             self._tell(entry)
 
     def _take_answer(self, entry: _Entry, report: Optional[Report], record: Record) -> None:

@@ -49,6 +49,10 @@ class Unreachable(TransportError):
     """There is no connection to the machine, and none can be made now; the message says why and what to do."""
 
 
+class Refused(Unreachable):
+    """The machine does not let us in, or is not the one that it should be: trying again is of no use."""
+
+
 class Marks(Protocol):
     """A directory of marks, whose names say that something happened; see `jobdir`."""
 

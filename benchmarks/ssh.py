@@ -43,6 +43,7 @@ from tests.services.proxy import Proxy  # noqa: E402
 
 HOST = "adistantmachine"
 JOBS = 50
+MARKS = 1000
 SESSIONS = 8  # at once through a ControlMaster: sshd allows ten on a connection, and counts those that just ended
 NEW, SHARED, SCRIPT = "ssh, a new connection", "ssh, ControlMaster", "ssh bash -s < script, ControlMaster"
 PARAMIKO, OURS, BEYOND = "paramiko, a new channel", "ours", "ours, beyond the job's own run time"
@@ -407,9 +408,28 @@ def processor_seconds(server: sshd.Sshd) -> dict[tuple[int, str], float]:
 
 
 def measure_silence(lab: Lab, report: Report, plan: Plan) -> None:
-    """The price of a job that is followed and says nothing."""
-    lab.logout(f"ssh://{HOST}")
-    lab.cell()
+    """The price of a job that is followed and says nothing, also when many others have left their marks."""
+    rows: dict[str, list[float]] = {}
+    for marks, windows in ((0, plan.windows), (MARKS, plan.windows[:1])):
+        lab.logout(f"ssh://{HOST}")
+        events = lab.server.home / ".execute_batch_scheduler" / "events"
+        shutil.rmtree(events, ignore_errors=True)
+        events.mkdir(parents=True)
+        for number in range(marks):
+            (events / time.strftime(f"%Y%m%dT%H%M%S-{number:08x}.0.ended", time.gmtime())).touch()
+        with _followed(lab):
+            begun = time.monotonic()
+            for after in windows:
+                say(f"silence after {after} s, {marks} marks")
+                time.sleep(max(0.0, begun + after - time.monotonic()))
+                for name, share in _shares(lab.server, plan.window).items():
+                    rows[f"{name}, {marks} marks, from second {after}"] = [round(60 * share, 2)]
+    title = f"A job that is followed and silent, CPU seconds per minute, measured over {plan.window:g} s"
+    report.table(title, rows, "")
+
+
+@contextlib.contextmanager
+def _followed(lab: Lab) -> Iterator[None]:
     job = lab.submit_script("echo begun; exec sleep 600", host=HOST)
     seen = threading.Event()
 
@@ -419,28 +439,25 @@ def measure_silence(lab: Lab, report: Report, plan: Plan) -> None:
 
     thread = threading.Thread(target=follow)
     thread.start()
-    rows = {}
     try:
         if not seen.wait(TIMEOUT):
             raise TimeoutError
-        quiet_since = time.monotonic()
-        for after in plan.windows:
-            say(f"silence after {after} s")
-            time.sleep(max(0.0, quiet_since + after - time.monotonic()))
-            before, here, begun = processor_seconds(lab.server), time.process_time(), time.monotonic()
-            time.sleep(plan.window)
-            minutes = (time.monotonic() - begun) / 60
-            after_it, name = processor_seconds(lab.server), f"from second {after} on"
-            for program in ("bash", "sshd"):
-                processes = [process for process in after_it if process[1].startswith(program)]
-                seconds = sum(after_it[process] - before.get(process, 0.0) for process in processes)
-                rows[f"{name}: {program} over there"] = [round(seconds / minutes, 2)]
-            rows[f"{name}: our process"] = [round((time.process_time() - here) / minutes, 2)]
+        yield
     finally:
         job.cancel()
         thread.join(TIMEOUT)
-    title = f"A job that is followed and silent, CPU seconds per minute, measured over {plan.window:g} s"
-    report.table(title, rows, "")
+
+
+def _shares(server: sshd.Sshd, seconds: float) -> dict[str, float]:
+    """How much of a processor is used while some seconds pass."""
+    before, here, begun = processor_seconds(server), time.process_time(), time.monotonic()
+    time.sleep(seconds)
+    after, passed = processor_seconds(server), time.monotonic() - begun
+    shares = {"our process": (time.process_time() - here) / passed}
+    for program in ("bash", "sshd"):
+        used = sum(after[one] - before.get(one, 0.0) for one in after if one[1].startswith(program))
+        shares[f"{program} there"] = used / passed
+    return shares
 
 
 def check_profile(lab: Lab) -> None:

@@ -22,16 +22,24 @@ _OTHERS = {"qsub": "pbs", "bsub": "lsf", "flux": "flux"}
 _LOGIN_TIMEOUT = 20.0  # on a login node whose file system is slow, module systems take their time
 
 
-def default(flags: Sequence[Flag]) -> str:
-    """The backend where nobody names one.
+def default(flags: Sequence[Flag], host: Optional[str] = None) -> str:
+    """The backend where nobody names one; on another machine that is ssh.
 
     Raises
     ------
     BackendUnavailable
         Where there is no scheduler and a flag asks for resources.
     """
-    scheduler = found()
+    scheduler = found() if host is None else None
     wanted = [flag.word for flag in flags if flag.name not in WITHOUT_SCHEDULER | HONOURED]
+    wanted_there = [flag.word for flag in flags if flag.word in wanted and flag.option]
+    if host and wanted_there:
+        raise BackendUnavailable(
+            f"{wanted_there[0]} asks for a scheduler: say --wlm=slurm for the one behind {host}, or --wlm=ssh to run "
+            "it on that machine itself"
+        )
+    if host:
+        return "ssh"
     if scheduler is None and wanted:
         raise BackendUnavailable(
             f"no scheduler is found on this machine, and {wanted[0]} asks for one; without such flags, or with "

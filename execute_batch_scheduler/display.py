@@ -70,11 +70,23 @@ def waiting(job: Job) -> str:
     return f"{WAITING} ({said})" if said else WAITING
 
 
-def progress(name: str, done: int, total: int) -> str:
-    """How far files are copied, as a line that replaces itself."""
+def outage(job: Job, since: float) -> str:
+    """That nothing is heard of a job that runs."""
+    who = job.host or "the scheduler"
+    return f"--- {who} has not answered since {datetime.fromtimestamp(since):%H:%M:%S}; the job goes on ---"
+
+
+def progress(what: str, name: str, done: int, total: int) -> str:
+    """How far files are copied."""
     share = done / total if total else 1.0
     bar = ("#" * int(share * 30)).ljust(30, ".")
-    return f"\r[{bar}] {share:4.0%} of {total / 1e6:,.1f} MB  {plain(name)[-40:]:40}"
+    return f"{what} [{bar}] {share:4.0%} of {total / 1e6:,.1f} MB  {plain(name.rpartition('/')[2])[:30]:30}"
+
+
+def copied(what: str, files: int, total: int) -> str:
+    """That files were copied; long enough to cover the progress."""
+    size = f"{total / 1e6:,.1f} MB" if total >= 1e5 else f"{total:,} bytes"
+    return f"{what}: {files} file{'s' * (files != 1)}, {size}".ljust(90)
 
 
 def failure(job: Job, last_lines: list[str], path: Optional[str]) -> str:
@@ -87,7 +99,7 @@ def failure(job: Job, last_lines: list[str], path: Optional[str]) -> str:
     if last_lines:
         lines += [f"the last lines of {path}:", *(f"    {plain(line)}" for line in last_lines)]
     if job.paths.directory:
-        lines.append(f"its script and output are in {job.paths.directory}")
+        lines.append(f"its script and output are in {_place(job)}")
     return "\n".join(lines)
 
 
@@ -149,11 +161,11 @@ def _clock(seconds: Optional[float]) -> str:
     return "" if seconds is None else f"{datetime.fromtimestamp(seconds):%m-%d %H:%M:%S}"
 
 
-def card(job: Job) -> str:
-    """A handle in a notebook."""
+def facts(job: Job) -> dict[str, str]:
+    """What is known of a job."""
     details = job.details
     rows = {
-        "Job": f"{job.native_id} ({job.wlm})",
+        "Job": f"{job.native_id} ({job.wlm}{' at ' + job.host if job.host else ''})",
         "State": _state(job),
         "Reason": details.reason,
         "Exit code": job.exit_code,
@@ -161,11 +173,21 @@ def card(job: Job) -> str:
         "Submitted": f"{job.submitted:%Y-%m-%d %H:%M:%S}",
         "Started": f"{job.started:%Y-%m-%d %H:%M:%S}" if job.started else None,
         "Ended": f"{job.ended:%Y-%m-%d %H:%M:%S}" if job.ended else None,
-        "Directory": job.paths.directory,
+        "Directory": _place(job),
     }
+    return {name: str(value) for name, value in rows.items() if value is not None}
+
+
+def _place(job: Job) -> Optional[str]:
+    """The job directory, with the machine where it is another one."""
+    directory = job.paths.directory
+    return f"{job.host}:{directory}" if job.host and directory else directory
+
+
+def card(job: Job) -> str:
+    """A handle in a notebook."""
     cells = "".join(
-        f"<tr><th style='text-align:left'>{name}</th><td style='text-align:left'>{html.escape(str(value))}</td></tr>"
-        for name, value in rows.items()
-        if value is not None
+        f"<tr><th style='text-align:left'>{name}</th><td style='text-align:left'>{html.escape(value)}</td></tr>"
+        for name, value in facts(job).items()
     )
     return f"<table>{cells}</table>"

@@ -16,7 +16,14 @@ from IPython.utils.text import DollarFormatter
 from traitlets import Any as AnyTrait, Bunch, Dict, Enum, Unicode, Union as TraitUnion, observe
 
 from execute_batch_scheduler import display, flags as flag_table
-from execute_batch_scheduler.errors import BadUsage, ExecuteError, Interrupted, JobError, SubmissionFailed
+from execute_batch_scheduler.errors import (
+    BadUsage,
+    ConnectionLost,
+    ExecuteError,
+    Interrupted,
+    JobError,
+    SubmissionFailed,
+)
 from execute_batch_scheduler.flags import NONE, REQUIRED, Flag, Option
 from execute_batch_scheduler.settings import settings
 
@@ -79,11 +86,17 @@ class ExecuteMagics(Magics):
         allow_none=True,
         help="Default flags: for the default backend, or a dict by backend.",
     ).tag(config=True)
+    ssh_client = Enum(
+        ["paramiko", "program"],
+        None,
+        allow_none=True,
+        help="What connects to other machines: paramiko, or the ssh program.",
+    ).tag(config=True)
     executor_config = AnyTrait(None, help="A PSI/J configuration for the executor, or a dict of its attributes.").tag(
         config=True
     )
 
-    @observe("wlm", "default_shell", "job_directory", "on_interrupt", "flags", "executor_config")
+    @observe("wlm", "default_shell", "job_directory", "on_interrupt", "ssh_client", "flags", "executor_config")
     def _settle(self, change: Bunch) -> None:
         setattr(settings, "shell" if change.name == "default_shell" else change.name, change.new)
 
@@ -121,15 +134,22 @@ class ExecuteMagics(Magics):
 
     @line_magic
     def execute_jobs(self, line: str) -> Any:
-        """List what was submitted: ``%execute_jobs [--since=2d] [--state=FAILED] [--wlm=slurm]``."""
+        """List jobs: ``%execute_jobs [--since=2d] [--state=FAILED] [--wlm=ssh] [--host=login1]``."""
         from execute_batch_scheduler.history import jobs
 
-        return jobs(**_options(line, "since", "state", "wlm"))
+        words, options = _options(line, "since", "state", "wlm", "host")
+        if words:
+            raise UsageError(f"{words[0]}: %execute_jobs takes options only; %execute_info shows one job")
+        return jobs(**options)
 
     @line_magic
     def execute_attach(self, line: str) -> Job:
-        """Show a job's output so far and follow it to its end: ``%execute_attach ID``; returns the handle."""
-        job = _attached(_one(line))
+        """Show a job's output so far and follow it to its end; returns the handle.
+
+        ``%execute_attach ID [--wlm=slurm] [--host=machine]``; the options tell numbers apart that are alike. So they do
+        in %execute_output, %execute_info and %execute_cancel.
+        """
+        (job,) = _attached(line)
         print(display.attached(job))
         _Cell(self, job, {"no-raise-error": ""}).follow()
         return job
@@ -137,26 +157,27 @@ class ExecuteMagics(Magics):
     @line_magic
     def execute_output(self, line: str) -> None:
         """Show a job's output so far: ``%execute_output ID``."""
-        job = _attached(_one(line))
+        (job,) = _attached(line)
         for name, stream in (("stdout", sys.stdout), ("stderr", sys.stderr)):
             reader = job.open(name, _MOST_IN_NOTEBOOK if hasattr(self.shell, "kernel") else None)
+            reader.finish()  # all that is there now
             while text := reader.read():
                 stream.write(text)
             stream.write(reader.rest())
 
     @line_magic
     def execute_info(self, line: str) -> Job:
-        """Show all that is known of a job: ``%execute_info ID``."""
-        return _attached(_one(line))
+        """Show all that is known of a job: ``%execute_info ID``; returns the handle."""
+        (job,) = _attached(line)
+        if not hasattr(self.shell, "kernel"):  # a notebook shows the handle as a table
+            print("\n".join(f"{name:9}  {value}" for name, value in display.facts(job).items()))
+        return job
 
     @line_magic
     def execute_cancel(self, line: str) -> None:
         """Cancel jobs: ``%execute_cancel ID ...``."""
-        if not line.split():
-            raise UsageError("%execute_cancel wants the numbers of jobs")
-        for number in line.split():
-            job = _attached(number)
-            print(f"Terminate job {number}" if job.cancel() else f"{job!r} has ended already")
+        for job in _attached(line, many=True):
+            print(f"Terminate job {job.native_id}" if job.cancel() else f"{job!r} has ended already")
 
     @line_magic
     def execute_login(self, line: str) -> None:
@@ -165,11 +186,13 @@ class ExecuteMagics(Magics):
         from execute_batch_scheduler.adapters.transport import TransportError
         from execute_batch_scheduler.submit import machine
 
-        host, url = machine(_one(line, "one machine, please: [user@]machine[:port], or a target"))
+        host, url = machine(_one(line))
         try:
             ssh.login(url, _ask)
         except TransportError as error:
             raise UsageError(str(error)) from None
+        except KeyboardInterrupt:
+            raise UsageError(f"not logged in to {host}") from None
         print(f"Logged in to {host}; cells reach it until this kernel ends, or until %execute_logout {line.strip()}")
 
     @line_magic
@@ -178,7 +201,7 @@ class ExecuteMagics(Magics):
         from execute_batch_scheduler.adapters import ssh
         from execute_batch_scheduler.submit import machine
 
-        host, url = machine(_one(line, "one machine, please: [user@]machine[:port], or a target"))
+        host, url = machine(_one(line))
         ssh.logout(url)
         print(f"Logged out of {host}")
 
@@ -187,7 +210,7 @@ class ExecuteMagics(Magics):
         """Remove what ended jobs left: ``%execute_clean --older=30d``."""
         from execute_batch_scheduler.history import clean
 
-        older = _options(line, "older").get("older")
+        older = _options(line, "older")[1].get("older")
         if older is None:
             raise UsageError("%execute_clean wants an age, as in --older=30d")
         count, freed = clean(older)
@@ -205,7 +228,7 @@ class ExecuteMagics(Magics):
             plan = submit_script(cell, scheduler, native=native, dry_run=True, **given)
             print("\n".join([*plan.notices, str(plan)]))
             return None
-        bar = _Bar()
+        bar = _Bar("put")
         job: Job = submit_script(cell, scheduler, native=native, put=files["put"], progress=bar, **given)
         bar.end()
         for notice in job.notices:
@@ -222,6 +245,7 @@ class ExecuteMagics(Magics):
             failure = error  # what it left is copied all the same
         if files["get"]:
             try:
+                bar = _Bar("get")
                 job.get(*files["get"], progress=bar)
                 bar.end()
             except ExecuteError as error:
@@ -301,26 +325,30 @@ def _lists(words: list[str], option: str) -> list[str]:
 class _Bar:
     """The progress of copying, at most ten times a second."""
 
-    def __init__(self) -> None:
+    def __init__(self, what: str) -> None:
+        self._what = what
         self._shown = 0.0
-        self._line = ""
+        self._names: set[str] = set()
+        self._total = 0
 
     def __call__(self, name: str, done: int, total: int) -> None:
-        self._line = display.progress(name, done, total)
+        self._names.add(name)
+        self._total = total
         if time.monotonic() - self._shown > 0.1:
             self._shown = time.monotonic()
-            sys.stdout.write(self._line)
+            sys.stdout.write("\r" + display.progress(self._what, name, done, total))
             sys.stdout.flush()
 
     def end(self) -> None:
-        if self._line:
-            print(self._line)
-            self._line = ""
+        if self._names:
+            print("\r" + display.copied(self._what, len(self._names), self._total))
 
 
 def _host(own: dict[str, str]) -> Optional[str]:
     """The machine with what else was said of it."""
     host = own.get("host")
+    if host == "":
+        raise BadUsage("--host is empty; say [user@]machine[:port]")
     if host is None and own.keys() & {"user", "port", "identity"}:
         raise BadUsage("--user, --port and --identity go with --host")
     if host and "user" in own:
@@ -334,10 +362,10 @@ def _is_own(flag: Flag) -> bool:
     return flag.option is not None and _OWN.get(flag.name) is flag.option
 
 
-def _one(line: str, what: str = "one job, please: its number or its key; %execute_jobs lists them") -> str:
+def _one(line: str) -> str:
     words = line.split()
     if len(words) != 1:
-        raise UsageError(what)
+        raise UsageError("one machine, please: [user@]machine[:port], or a target")
     return words[0]
 
 
@@ -346,18 +374,25 @@ def _ask(prompt: str, shown: bool) -> str:
     return input(prompt) if shown else getpass.getpass(prompt)
 
 
-def _attached(number: str) -> Job:
+def _attached(line: str, many: bool = False) -> list[Job]:
+    """The handles of the jobs that a line names."""
     from execute_batch_scheduler.history import attach
 
-    return attach(number)
+    numbers, options = _options(line, "wlm", "host")
+    if not numbers or (len(numbers) > 1 and not many):
+        raise UsageError(f"{'the numbers of jobs' if many else 'one job'}, please: %execute_jobs lists them")
+    return [attach(number, **options) for number in numbers]
 
 
-def _options(line: str, *names: str) -> dict[str, str]:
-    flags = flag_table.parse(shlex.split(line), {name: Option(name, REQUIRED) for name in names})
+def _options(line: str, *names: str) -> tuple[list[str], dict[str, str]]:
+    """The words of a line, and its options."""
+    words = shlex.split(line)
+    own = {name: Option(name, REQUIRED) for name in names}
+    flags = flag_table.parse([word for word in words if word.startswith("-")], own)
     unknown = next((flag for flag in flags if flag.name not in names), None)
     if unknown:
-        raise UsageError(f"{unknown.word}: there are {', '.join('--' + name for name in names)}")
-    return {flag.name: flag.value or "" for flag in flags}
+        raise UsageError(f"{unknown.word}: there are {', '.join(f'--{name}=...' for name in names)}")
+    return [word for word in words if not word.startswith("-")], {flag.name: flag.value or "" for flag in flags}
 
 
 def _is_shutting_down(shell: InteractiveShell) -> bool:
@@ -385,6 +420,7 @@ class _Cell:
         self._over = False
         self._open_line = False  # the job's output so far ends within a line
         self._restarts = 0
+        self._outage: Optional[float] = None  # the last one told of
         self._held: list[tuple[str, str]] = []
         self._quiet = {"stdout": "out" in own, "stderr": "err" in own}
         most = _MOST_IN_NOTEBOOK if hasattr(magics.shell, "kernel") else None
@@ -421,6 +457,7 @@ class _Cell:
         for name, text in self.job.follow(ticks=True, streams=self._streams):
             if not name or self._quiet[name]:
                 self._progress()
+                self._tell_outage()
             elif "no-stream" in self.own:
                 self._held.append((name, text))
             else:
@@ -441,6 +478,15 @@ class _Cell:
         stream.write(text)
         stream.flush()
         self._open_line = not text.endswith("\n")
+
+    def _tell_outage(self) -> None:
+        """Silence is told from a job that has nothing to say."""
+        since = self.job.details.unanswered_since
+        if since and since != self._outage and self.job.running():
+            self._outage = since
+            self._end_line()
+            self._end_output()
+            print(display.outage(self.job, since))
 
     def _tell_restarts(self, restarts: int) -> None:
         """Output of a job that was queued again is not mixed with what it wrote before."""
@@ -496,8 +542,11 @@ class _Cell:
         self._over = True
         try:
             uninterrupted(self.job.cancel)
-        except SubmissionFailed as error:
-            raise Interrupted(f"{error}\nIt may still run; its handle is {_HANDLE}") from None
+        except (SubmissionFailed, ConnectionLost) as error:
+            again = f"%execute_cancel {self.job.native_id} tries that again"
+            raise Interrupted(
+                f"it could not be cancelled, and goes on: {error}\n{again}; its handle is {_HANDLE}"
+            ) from None
         self._show()
 
 

@@ -26,6 +26,7 @@ from psij import JobExecutor, JobSpec, JobState
 
 _AGE = re.compile(r"(\d+)\s*(s|m|h|d|w)")
 _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604800}
+_KEY_LENGTH = 8  # of what is shown of a job without a number
 _SUBMITTING = 120.0  # seconds after which a submission that left no trace has not taken place
 
 
@@ -40,7 +41,11 @@ class Jobs(list[Entry]):
 
 
 def jobs(
-    *, since: Union[str, float, timedelta, None] = None, state: Optional[str] = None, wlm: Optional[str] = None
+    *,
+    since: Union[str, float, timedelta, None] = None,
+    state: Optional[str] = None,
+    wlm: Optional[str] = None,
+    host: Optional[str] = None,
 ) -> Jobs:
     """What was submitted from this home directory, oldest first, in whatever kernel or program.
 
@@ -54,9 +59,15 @@ def jobs(
         Only jobs in this state, in PSI/J's word or the scheduler's.
     wlm
         Only jobs of this backend.
+    host
+        Only jobs of this machine, as it was named then.
     """
     begin = 0.0 if since is None else time.time() - seconds(since)
-    found = [entry for entry in journal.entries() if entry.at >= begin and wlm in (None, entry.wlm)]
+    found = [
+        entry
+        for entry in journal.entries()
+        if entry.at >= begin and wlm in (None, entry.wlm) and host in (None, entry.host)
+    ]
     _refresh([entry for entry in found if not _ended(entry)])
     return Jobs(entry for entry in found if state is None or state.upper() in (entry.state, entry.native_state))
 
@@ -73,8 +84,8 @@ def attach(
     Parameters
     ----------
     native_id
-        The scheduler's number, the process id, or the job's key; of several jobs the newest. A job that was submitted
-        by sbatch alone is found too, as long as Slurm knows it.
+        The scheduler's number, or the process id; of several jobs the newest. Else the job's key, or its first eight or
+        more characters. A job that was submitted by sbatch alone is found too, as long as Slurm knows it.
     wlm
         The backend, where the number alone is not enough.
     host
@@ -88,16 +99,10 @@ def attach(
         If nobody knows such a job.
     """
     number = str(native_id)
-    known = [
-        entry
-        for entry in journal.entries()
-        if (
-            (entry.native_id or "").partition(";")[0] == number.partition(";")[0]
-            or entry.key.startswith(number.lower() or "-")
-        )
-        and wlm in (None, entry.wlm)
-        and host in (None, entry.host)
-    ]
+    here = [entry for entry in journal.entries() if wlm in (None, entry.wlm) and host in (None, entry.host)]
+    known = [entry for entry in here if (entry.native_id or "").partition(";")[0] == number.partition(";")[0]]
+    if not known and len(number) >= _KEY_LENGTH:
+        known = [entry for entry in here if entry.key.startswith(number.lower())]
     try:
         return _attach_own(known[-1], executor) if known else _attach_foreign(number, wlm, host, executor)
     except TransportError as error:
@@ -254,6 +259,7 @@ def _attach_own(entry: Entry, executor: Optional[JobExecutor]) -> Job:
             chosen.attach(job, entry.native_id)
         tracker.register_job(job)
     if not _ended(entry):
+        tracker.take(job, record)
         tracker.hurry(job)
     return Job(job, wlm=wlm, host=entry.host, tracker=tracker, transport=transport, key=entry.key, submitted=entry.at)
 

@@ -29,11 +29,22 @@ _ORIGINAL = {"_DEFAULT_MGR": "wlm", "_DEFAULT_LINE_CMD_ARGS": "flags"}
 
 
 @dataclass(frozen=True)
-class _Place:
-    """Where settings come from, and what it says."""
+class Place:
+    """Where settings come from, and what it says.
+
+    Attributes
+    ----------
+    name
+        As a message says it; the path of a file.
+    values
+        What is set there, by key.
+    file
+        Whether it is a file, which need not be there.
+    """
 
     name: str
     values: Mapping[str, Any]
+    file: bool = False
 
 
 @dataclass(frozen=True)
@@ -157,7 +168,7 @@ class Settings:
         BadUsage
             With the file and line that is wrong; or for a target that is in no file.
         """
-        places = self._places()
+        places = self.places()
         named = _target(places, target) if target is not None else None
         if named is not None:
             places.append(named)
@@ -183,27 +194,33 @@ class Settings:
             outputs=getattr(sys.modules.get("execute_cell"), "_DEFAULT_SLURM_OUTERR_FILE", None),
         )
 
-    def _places(self) -> list[_Place]:
-        """All places that say something about every job, the weakest first."""
+    def places(self) -> list[Place]:
+        """All places that may say something about every job, the weakest first.
+
+        Raises
+        ------
+        BadUsage
+            With the file and line that is wrong.
+        """
         here = {name: value for name, value in vars(self).items() if value is not None}
         if "job_directory" in here:
             here["job_directory"] = os.fspath(here["job_directory"])
         directory = os.environ.get("EXECUTE_JOB_DIRECTORY")
         return [
-            _Place("built-in", _BUILT_IN),
+            Place("built-in", _BUILT_IN),
             _checked("the defaults of this installation", _installed()),
             _file("EXECUTE_SITE_CONFIG", _SITE_FILE),
             _file("EXECUTE_CONFIG", str(_config_home() / _FILE)),
-            _Place("$EXECUTE_JOB_DIRECTORY", {"job_directory": directory} if directory else {}),
+            Place("$EXECUTE_JOB_DIRECTORY", {"job_directory": directory} if directory else {}),
             _checked("settings, or c.ExecuteMagics", here),
             _checked("execute_cell", _original()),
         ]
 
 
-def _checked(name: str, values: Mapping[str, Any]) -> _Place:
+def _checked(name: str, values: Mapping[str, Any]) -> Place:
     for at, complaint in settings_file.complaints({k: v for k, v in values.items() if k != "executor_config"}):
         raise BadUsage(f"{name}: {'.'.join(at)}: {complaint}")
-    return _Place(name, values)
+    return Place(name, values)
 
 
 def _installed() -> Mapping[str, Any]:
@@ -228,13 +245,13 @@ def _config_home() -> Path:
     return Path(os.environ.get("XDG_CONFIG_HOME") or "~/.config").expanduser()
 
 
-def _file(variable: str, usual: str) -> _Place:
+def _file(variable: str, usual: str) -> Place:
     named = os.environ.get(variable)
     path = os.path.expanduser(named or usual)
-    return _Place(path, settings_file.read(path, must_exist=bool(named)))
+    return Place(path, settings_file.read(path, must_exist=bool(named)), file=True)
 
 
-def _target(places: list[_Place], name: str) -> _Place:
+def _target(places: list[Place], name: str) -> Place:
     """A target; where several files have it, the stronger one's keys count."""
     tables = {one: table for place in places for one, table in place.values.get("targets", {}).items()}
     if name not in tables:
@@ -243,7 +260,7 @@ def _target(places: list[_Place], name: str) -> _Place:
     values: dict[str, Any] = {}
     for place in places:
         values.update(place.values.get("targets", {}).get(name, {}))
-    return _Place(f"target {name}", values)
+    return Place(f"target {name}", values)
 
 
 settings = Settings()

@@ -7,7 +7,7 @@ import os
 import re
 import shlex
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +33,8 @@ _NO_FLAGS = {
         ("target", "bg", "amgr", "jobid", "pid", "no-raise-error", "dry-run", "no-stream"), "say it in the cell"
     ),
 }
+# Ours, and PSI/J's own: a table, because importing PSI/J to ask it takes longer than all else that is done here.
+_BACKENDS = ["cobalt", "flux", "local", "lsf", "oar", "pbs", "pbs_classic", "rp", "slurm", "ssh", "torque"]
 _FLAGS = {**SBATCH, "host": Option("host", REQUIRED, group="host")}
 
 
@@ -59,6 +61,16 @@ def _text(at: Trail, value: object) -> Iterator[Complaint]:
         yield at, f"{at[-1]} must be a text, and {value!r} is none"
 
 
+def _backend(at: Trail, value: object) -> Iterator[Complaint]:
+    if not isinstance(value, str) or not value.strip():
+        yield from _text(at, value)
+    elif value not in _BACKENDS and not re.match("psij:.", value):
+        yield (
+            at,
+            f"there is no backend {value!r}; {_near(value, _BACKENDS)}There are {', '.join(_BACKENDS)}, and psij:NAME",
+        )
+
+
 def _prologue(at: Trail, value: object) -> Iterator[Complaint]:
     if not isinstance(value, str) or "\0" in value or "\r" in value:
         yield at, "prologue must be lines of bash, with Unix line ends"
@@ -77,6 +89,7 @@ def _ssh_client(at: Trail, value: object) -> Iterator[Complaint]:
 def _flags(at: Trail, value: object) -> Iterator[Complaint]:
     if isinstance(value, Mapping):
         for backend, text in value.items():
+            yield from _backend((*at, str(backend)), backend)
             yield from _flag_text((*at, str(backend)), text)
     elif isinstance(value, str):
         yield from _flag_text(at, value)
@@ -138,7 +151,7 @@ def _targets(at: Trail, value: object) -> Iterator[Complaint]:
 
 
 _COMMON: dict[str, Check] = {
-    "wlm": _text,
+    "wlm": _backend,
     "shell": _text,
     "job_directory": _text,
     "flags": _flags,
@@ -166,9 +179,12 @@ def complaints(values: Mapping[str, object], keys: Mapping[str, Check] = KEYS, a
 
 
 def _unknown(key: str, keys: Mapping[str, object]) -> str:
-    near = difflib.get_close_matches(key, keys, n=1)
-    hint = f"did you mean {near[0]}? " if near else ""
-    return f"unknown key {key!r}; {hint}There are {', '.join(sorted(keys))}"
+    return f"unknown key {key!r}; {_near(key, keys)}There are {', '.join(sorted(keys))}"
+
+
+def _near(word: str, known: Iterable[str]) -> str:
+    near = difflib.get_close_matches(word.lower(), known, n=1)
+    return f"did you mean {near[0]}? " if near else ""
 
 
 _read: dict[str, tuple[tuple[int, ...], dict[str, Any]]] = {}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import logging
 import os
 import re
@@ -38,7 +39,7 @@ _HINTS = {
     r"[Ii]nvalid qos": "sacctmgr show qos lists them",
     r"[Nn]ode count specification|[Nn]ode configuration|CPU count": "sinfo -N -l shows what the nodes have",
     r"[Tt]ime limit": "times are minutes, h:m:s or days-h; sinfo -s shows the partitions' limits",
-    r"configuration source": "this machine's Slurm has no configuration; --wlm=local runs the cell on this machine",
+    r"configuration source": "that Slurm has no configuration; --wlm=local (--wlm=ssh for --host) does without",
     r"[Uu]nable to contact|[Cc]onnection refused|[Ss]ocket timed out|did not respond": (
         "scontrol ping shows whether the controller is up; squeue --me shows whether the job was accepted all the same"
     ),
@@ -217,14 +218,14 @@ def submit_script(
         if not re.fullmatch(r"[A-Za-z_]\w*", key, re.ASCII):
             raise BadUsage(f"environment: {key!r} is no name of a variable")
     host = host or choice.host
-    wlm = _name(executor) if executor is not None else wlm or choice.wlm or ("ssh" if host else backend.default(merged))
+    wlm = _name(executor) if executor is not None else wlm or choice.wlm or backend.default(merged, host)
     defaults = _defaults(choice, wlm)
     host = host or next((flag.value for flag in defaults if flag.name == "host"), None)
     url = _url(wlm, host, identity or choice.identity, choice.ssh_client) if executor is None else None
     wlm, chosen = executor_for(wlm, executor, config or backend.configuration(choice.executor_config), url)
     transport: Transport = getattr(chosen, "transport", None) or Local()
     there = _environment(transport)
-    root = choice.root if transport.host is None else _root_there(choice, transport.host, there)
+    root = choice.root if transport.host is None else root_there(choice, transport.host, there)
     merged = flag_table.merge(line, head, there, [flag for flag in defaults if flag.name != "host"])
     psij_job = psij.Job()
     where = JobDir.new(root, psij_job.id)
@@ -240,7 +241,7 @@ def submit_script(
         try:
             transfer.put(transport, [os.fspath(path) for path in put], place, progress)
         except TransportError as error:
-            raise SubmissionFailed(f"{error}; nothing was submitted") from error
+            raise SubmissionFailed(f"nothing was submitted: {error}") from error
     try:
         where.create(
             transport,
@@ -255,7 +256,7 @@ def submit_script(
         ) from error
     except TransportError as error:
         _remove(where, transport)
-        raise SubmissionFailed(f"{error}; nothing was submitted") from error
+        raise SubmissionFailed(f"nothing was submitted: {error}") from error
     uninterrupted(lambda: _submit(wlm, chosen, psij_job, where, transport), lambda: chosen.cancel(psij_job))
     tracker = tracker_for(chosen, transport)
     if not hasattr(chosen, "tracker"):
@@ -332,7 +333,9 @@ def executor_for(
     wlm = wlm or settings.choose().wlm or backend.default(())
     psij_name = wlm[len("psij:") :] if wlm.startswith("psij:") else _OURS.get(wlm, wlm)
     if psij_name not in JobExecutor.get_executor_names():
-        raise BackendUnavailable(f"there is no backend {wlm!r}; there are {', '.join(backends())}, and psij:NAME")
+        near = difflib.get_close_matches(wlm, backends(), n=1)
+        hint = f"did you mean {near[0]}? There" if near else "there"
+        raise BackendUnavailable(f"there is no backend {wlm!r}; {hint} are {', '.join(backends())}, and psij:NAME")
     command = _COMMANDS.get(psij_name)
     if (
         url is None
@@ -375,7 +378,8 @@ def _url(
         return None
     if wlm not in _OURS or wlm == "local":
         raise BackendUnavailable(
-            f"{wlm} cannot be reached on {host}: over SSH there are {', '.join(sorted({*_OURS} - {'local'}))}"
+            f"{wlm} cannot be reached on {host}: over SSH there are {', '.join(sorted({*_OURS} - {'local'}))}; "
+            "--wlm=ssh runs it there without a scheduler"
         )
     try:
         address = ssh.parse_host(host)
@@ -392,7 +396,7 @@ def _environment(transport: Transport) -> Mapping[str, str]:
         raise BackendUnavailable(str(error)) from error
 
 
-def _root_there(choice: Choice, host: str, there: Mapping[str, str]) -> str:
+def root_there(choice: Choice, host: str, there: Mapping[str, str]) -> str:
     """The root of job directories on another machine: this one's settings name places of this one."""
     root = choice.root_there or there.get("EXECUTE_JOB_DIRECTORY") or "~/.execute_batch_scheduler"
     if root == "~" or root.startswith("~/"):
@@ -463,7 +467,7 @@ def _remove(where: JobDir, transport: Transport) -> None:
     try:
         transport.remove([where.path])
     except TransportError as error:
-        logger.warning("%s: the job directory %s could not be removed: %s", transport.host, where.path, error)
+        logger.info("%s: the job directory %s could not be removed: %s", transport.host, where.path, error)
 
 
 def _note(wlm: str, executor: JobExecutor, job: psij.Job, where: JobDir, transport: Transport) -> None:

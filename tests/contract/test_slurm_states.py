@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Optional
 
 import pytest
-from execute_batch_scheduler.adapters.slurm import TrackedSlurmExecutor
+from execute_batch_scheduler.adapters.slurm import TrackedSlurmExecutor, parse_show_job
 
 from execute_batch_scheduler import Job, submit_script
 from tests.contract.behaviour import until
@@ -17,6 +20,12 @@ from psij import JobState
 
 PATIENCE = 60.0
 MORE = """
+RequeueExitHold=98
+SuspendProgram=/bin/true
+ResumeProgram=/bin/true
+ResumeTimeout=3
+SuspendTimeout=1
+SuspendTime=100000
 PreemptType=preempt/partition_prio
 PreemptMode=REQUEUE
 PartitionName=kill Nodes=sn[1-4] PriorityTier=1 PreemptMode=CANCEL
@@ -24,6 +33,11 @@ PartitionName=again Nodes=sn[1-4] PriorityTier=1 PreemptMode=REQUEUE
 PartitionName=first Nodes=sn[1-4] PriorityTier=9 PreemptMode=OFF
 PartitionName=down Nodes=sn[1-4] State=DOWN
 """
+
+
+HELD = "job_requeued_in_held_state: it was requeued and is held; release it with scontrol release"
+TWICE = 'echo run $SLURM_RESTART_COUNT; [ "$SLURM_RESTART_COUNT" = 1 ] || exec sleep 1000'
+DATA = Path(__file__).resolve().parents[1] / "data" / "slurm"
 
 
 class Lab:
@@ -43,6 +57,17 @@ class Lab:
 
         until(said)
         return job
+
+    def again(self, job: Job) -> str:
+        """Let a requeued job run now, for which Slurm has a later time in mind; its output."""
+        assert not job.done()
+        time.sleep(1.1)  # a node refuses a job that it ended in the same second
+        self.slurm.run("scontrol", "update", f"JobId={job}", "StartTime=now")
+        return job.result(PATIENCE)
+
+
+def told(job: Job) -> tuple[JobState, Optional[str], Optional[str], Optional[int]]:
+    return job.state, job.native_state, job.reason, job.exit_code
 
 
 @pytest.fixture(scope="module")
@@ -125,40 +150,134 @@ def test_a_suspended_job_can_be_cancelled(lab: Lab) -> None:
     assert (job.state, job.native_state) == (JobState.CANCELED, "CANCELLED")
 
 
-def test_a_job_that_is_requeued_and_held_has_not_ended(lab: Lab) -> None:
-    job = lab.submit("echo out; sleep 1000", "--requeue")
+def test_a_stopped_job_goes_on(lab: Lab) -> None:
+    job = lab.submit("echo out; sleep 1; echo more")
     until(lambda: job.stdout() == "out\n")
-    lab.slurm.run("scontrol", "requeuehold", job.native_id)
-    until(lambda: lab.slurm.field(job.native_id, "JobState") in ("PENDING", "REQUEUE_HOLD"))
-    lab.shows(
-        job, lab.slurm.field(job.native_id, "JobState"), "job_requeued_in_held_state: it was requeued and is held"
-    )
-    assert not job.done()
-    job.cancel()
-    assert job.wait(PATIENCE)
-    assert job.state is JobState.CANCELED
+    lab.slurm.run("scancel", "--signal=STOP", job.native_id)
+    lab.shows(job, "STOPPED")
+    assert told(job) == (JobState.ACTIVE, "STOPPED", None, None)
+    lab.slurm.run("scancel", "--signal=CONT", job.native_id)
+    assert job.result(PATIENCE) == "out\nmore\n"
 
 
-def test_a_job_that_is_preempted(lab: Lab) -> None:
-    victim = lab.submit("echo out; sleep 1000", "-p kill --exclusive -N4")
-    until(lambda: victim.stdout() == "out\n")
+@pytest.mark.parametrize(
+    ("script", "command", "native_state", "reason"),
+    [
+        (TWICE, ["scontrol", "requeuehold"], "PENDING", HELD),
+        (TWICE, ["scontrol", "requeuehold", "State=SpecialExit"], "SPECIAL_EXIT", HELD),
+        (  # RequeueExitHold
+            'echo run $SLURM_RESTART_COUNT; [ "$SLURM_RESTART_COUNT" = 1 ] || exit 98',
+            [],
+            "SPECIAL_EXIT",
+            "JobHeldUser: it is held; release it with scontrol release",
+        ),
+    ],
+    ids=["requeuehold", "special exit", "exit code"],
+)
+@pytest.mark.parametrize("fate", ["released", "cancelled"])
+def test_a_job_that_is_requeued_and_held_has_not_ended(
+    lab: Lab, script: str, command: list[str], native_state: str, reason: str, fate: str
+) -> None:
+    job = lab.submit(script, "--requeue")
+    until(lambda: job.stdout() == "run\n")
+    if command:
+        lab.slurm.run(*command, job.native_id)
+    lab.shows(job, native_state, reason)
+    assert told(job) == (JobState.ACTIVE, native_state, reason, None)
+    if fate == "released":
+        lab.slurm.run("scontrol", "release", job.native_id)
+        assert lab.again(job) == "run 1\n"
+        assert told(job) == (JobState.COMPLETED, "COMPLETED", None, 0)
+    else:
+        job.cancel()
+        assert job.wait(PATIENCE)
+        assert told(job)[:3] == (JobState.CANCELED, "CANCELLED", "cancelled")
+
+
+@pytest.mark.parametrize(
+    ("partition", "requeue", "script", "code"),
+    [
+        ("kill", "--requeue", "echo run; exec sleep 1000", 143),
+        ("kill", "--requeue", "trap 'exit 0' TERM; echo run; while :; do sleep 0.1; done", 0),
+        ("again", "--no-requeue", "echo run; exec sleep 1000", 143),
+    ],
+)
+def test_a_job_that_is_preempted(lab: Lab, partition: str, requeue: str, script: str, code: int) -> None:
+    victim = lab.submit(script, f"-p {partition} {requeue} --exclusive -N4")
+    until(lambda: victim.stdout() == "run\n")
     winner = lab.submit("echo won", "-p first --exclusive -N4")
     assert winner.result(PATIENCE) == "won\n"
     assert victim.wait(PATIENCE)
-    assert (victim.state, victim.native_state) == (JobState.FAILED, "PREEMPTED")
+    assert told(victim) == (JobState.FAILED, "PREEMPTED", None, code)
     assert "PREEMPTED" in str(victim.exception())
 
 
 def test_a_job_that_is_preempted_and_queued_again_has_not_ended(lab: Lab) -> None:
-    victim = lab.submit("echo out; sleep 1000", "-p again --exclusive -N4 --requeue")
-    until(lambda: victim.stdout() == "out\n")
+    victim = lab.submit(TWICE, "-p again --exclusive -N4 --requeue")
+    until(lambda: victim.stdout() == "run\n")
     winner = lab.submit("echo won", "-p first --exclusive -N4")
     assert winner.result(PATIENCE) == "won\n"
-    lab.shows(victim, "PENDING")
-    assert not victim.done()
-    victim.cancel()
-    assert victim.wait(PATIENCE)
-    assert victim.state is JobState.CANCELED
+    lab.shows(victim, "PENDING", "BeginTime")
+    assert told(victim) == (JobState.ACTIVE, "PENDING", "BeginTime: its begin time has not come", None)
+    assert lab.again(victim) == "run 1\n"
+    assert told(victim) == (JobState.COMPLETED, "COMPLETED", None, 0)
+
+
+@contextmanager
+def node_down(lab: Lab, node: str) -> Iterator[None]:
+    lab.slurm.run("scontrol", "update", f"NodeName={node}", "State=DOWN", "Reason=test")
+    yield
+    lab.slurm.run("scontrol", "update", f"NodeName={node}", "State=RESUME", check=False)  # it may have come by itself
+
+
+def test_a_job_whose_node_is_taken_down(lab: Lab) -> None:
+    job = lab.submit(TWICE, "--nodelist=sn3 --no-requeue")
+    until(lambda: job.stdout() == "run\n")
+    with node_down(lab, "sn3"):
+        lab.shows(job, "NODE_FAIL")
+        assert told(job)[:3] == (JobState.FAILED, "NODE_FAIL", "NodeDown: a node it needs is down")
+        assert job.exit_code in (None, 143)  # the node may have had time for it
+
+
+def test_a_job_whose_node_is_taken_down_and_that_is_queued_again_has_not_ended(lab: Lab) -> None:
+    job = lab.submit(TWICE, "--requeue")
+    until(lambda: job.stdout() == "run\n")
+    with node_down(lab, lab.slurm.field(job.native_id, "NodeList")):
+        lab.shows(job, "PENDING", "BeginTime")
+        assert told(job) == (JobState.ACTIVE, "PENDING", "BeginTime: its begin time has not come", None)
+        assert lab.again(job) == "run 1\n"
+        assert told(job) == (JobState.COMPLETED, "COMPLETED", None, 0)
+
+
+def test_a_node_that_never_boots(lab: Lab) -> None:
+    """One that is switched off to save power, and whose ResumeProgram does nothing. Slurm 22.05 says NODE_FAIL then."""
+    lab.slurm.stop_node("sn4")
+    lab.slurm.run("scontrol", "update", "NodeName=sn4", "State=POWER_DOWN_FORCE")
+    try:
+        until(lambda: lab.slurm.run("sinfo", "-h", "-n", "sn4", "-p", "normal", "-o", "%T").strip() == "idle~")
+        once, again = (lab.submit("echo out", f"--nodelist=sn4 --{no}requeue") for no in ("no-", ""))
+        for job in (once, again):
+            lab.shows(job, "CONFIGURING")
+            assert told(job) == (JobState.QUEUED, "CONFIGURING", None, None)
+        lab.shows(once, "NODE_FAIL")
+        assert told(once) == (JobState.FAILED, "NODE_FAIL", "NodeDown: a node it needs is down", None)
+        lab.shows(again, "PENDING")
+        assert again.state is JobState.QUEUED
+    finally:
+        lab.slurm.start_node("sn4")
+        lab.slurm.run("scontrol", "update", "NodeName=sn4", "State=POWER_UP")
+        lab.slurm.run("scontrol", "update", "NodeName=sn4", "State=RESUME", check=False)
+    assert lab.again(again) == "out\n"
+
+
+def test_what_slurm_says_of_a_boot_failure() -> None:
+    """Nothing makes it say so here: this is its text of a lost node, with what _job_fail() in its job_mgr.c sets."""
+    text = (DATA / "show_node_fail.txt").read_text()
+    text = text.replace("NODE_FAIL Reason=NodeDown", "BOOT_FAIL Reason=JobLaunchFailure")
+    report = parse_show_job(text.replace("ExitCode=0:0", "ExitCode=0:1"))
+    assert report is not None
+    assert (report.state, report.native_state, report.exit_code) == (JobState.FAILED, "BOOT_FAIL", None)
+    assert report.reason == "JobLaunchFailure: the node could not start it"
 
 
 def test_a_job_that_misses_its_deadline(lab: Lab) -> None:
@@ -168,5 +287,4 @@ def test_a_job_that_misses_its_deadline(lab: Lab) -> None:
     lab.slurm.run("scontrol", "update", f"JobId={job.native_id}", "Deadline=now+1")
     lab.shows(job, "DEADLINE")
     before.cancel()
-    assert job.wait(PATIENCE)
-    assert (job.state, job.exit_code) == (JobState.FAILED, None)
+    assert told(job) == (JobState.FAILED, "DEADLINE", "DeadLine", None)

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import os
+import re
+import signal
 import subprocess
 import sys
+import threading
+import time
 from datetime import timedelta
 from pathlib import Path
 
@@ -52,6 +57,9 @@ def test_host_alone_is_enough_and_its_parts_can_be_said_apart(shell: Shell, sshd
         (f"--host={HOST} --get", "--get wants the names of files"),
         (f"--host={HOST} --get a --bg", "--get waits for the job, and --bg does not"),
         ("--wlm=local --put a", "--put goes with --host"),
+        (f"--host={HOST} -n8", "--ntasks=8 asks for a scheduler: say --wlm=slurm for the one behind"),
+        ("--host=", "--host is empty"),
+        ("--wlm=shh", "there is no backend 'shh'; did you mean ssh?"),
         (f"--host={HOST} --timme=3", "--timme=3: no such option; did you mean --time"),
         (f"--host={HOST} -- --native", "need a scheduler, and --wlm=ssh has none"),
     ],
@@ -139,6 +147,61 @@ def test_a_machine_that_is_away_makes_jobs_say_so(sshd: Sshd) -> None:
     assert job.wait(PATIENCE)
 
 
+def test_what_is_shown_of_a_job_that_somebody_comes_back_to(shell: Shell) -> None:  # noqa: F811
+    job = submit_script("echo out; sleep 60", host=HOST)
+    until(lambda: job.stdout() == "out\n")
+    assert shell.run(f"%execute_output {job}").success
+    assert shell.out == "out\n"
+    assert shell.run(f"%execute_info {job} --host={HOST}").success
+    assert f"Job        {job} (ssh at {HOST})\nState      RUNNING\n" in shell.out
+    assert f"Directory  {HOST}:/" in shell.out
+    assert shell.run(f"%execute_jobs --host={HOST}").success
+    assert not shell.run(f"%execute_info {job} --host=another").success
+    assert shell.run(f"%execute_cancel {job}").success
+    assert shell.out == f"Terminate job {job}\n"
+    assert job.wait(PATIENCE)
+
+
+def test_a_number_is_not_taken_for_the_beginning_of_a_key() -> None:
+    job = submit_script("sleep 60", host=HOST)
+    for length in (1, 7):
+        with pytest.raises(ExecuteError, match="no job"):
+            attach(job.key[:length].translate({ord("-"): "0"}) + "z", wlm="ssh")
+        with pytest.raises(ExecuteError, match="no job"):
+            attach(job.key[:length], wlm="ssh")
+    assert attach(job.key[:8], wlm="ssh").native_id == job.native_id
+    job.cancel()
+    assert job.wait(PATIENCE)
+
+
+def test_silence_is_told_and_a_cancellation_that_cannot_be(shell: Shell, sshd: Sshd, tmp_path: Path) -> None:  # noqa: F811
+    stopped = threading.Event()
+
+    def stop() -> None:
+        until((tmp_path / "running").exists)
+        sshd.stop()
+        stopped.set()
+        until(lambda: shell["job"].details.unanswered_since)
+        time.sleep(0.5)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    thread = threading.Thread(target=stop)
+    thread.start()
+    try:
+        shell.execute(f"--host={HOST} --amgr=job", f"touch {tmp_path}/running; sleep 1000")
+        thread.join()
+        assert re.search(rf"--- {HOST} has not answered since \d\d:\d\d:\d\d; the job goes on ---", shell.out)
+        said = shell.out + shell.err
+        assert f"it could not be cancelled, and goes on: job {shell['job']} is as it was, but" in said
+        assert f"%execute_cancel {shell['job']} tries that again" in said
+        assert shell["job"].state is JobState.ACTIVE
+    finally:
+        sshd.start()
+    assert shell.run(f"%execute_cancel {shell['job']}").success
+    assert shell["job"].wait(PATIENCE)
+    assert shell["job"].cancelled()
+
+
 # files
 
 
@@ -160,7 +223,8 @@ def test_files_go_there_and_come_back(
     (Path(sshd.home) / "place").mkdir()
     assert shell.execute(line, cell).success
     assert "tool ran\nDone\n" in shell.out
-    assert "100%" in shell.out
+    assert "put: 3 files, 10.2 MB" in shell.out
+    assert re.search(r"get: \d files, ", shell.out)
     assert (tmp_path / "results" / "one.txt").read_text() == "1\n"
     assert (tmp_path / "results" / "two.txt").read_text() == "2\n"
     assert not (tmp_path / "results" / "big").exists()

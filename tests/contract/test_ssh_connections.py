@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import os
 import re
@@ -30,6 +31,7 @@ from tests.services.proxy import Proxy
 from tests.services.sshd import Sshd
 
 SSH = shutil.which("ssh") or ""
+NUMBERS = itertools.count()
 
 
 def keygen(*words: object) -> str:
@@ -242,6 +244,8 @@ def test_without_the_ssh_program_its_configuration_is_read_all_the_same(
     monkeypatch.setenv("PATH", str(tmp_path / "nothing"))
     assert says(url) == f"{sshd.user} is in\n"
     assert says(f"ssh://{hops[0].user}@gate:{hops[0].port}") == f"{sshd.user} is in\n"
+    client.host(sshd, "other", IdentityFile=tmp_path / "none")
+    assert says(ssh.Address("other", identity=str(sshd.key)).url) == f"{sshd.user} is in\n"
     client.config.write_text("nonsense\n")
     assert refusal(url) == "there: the ssh configuration cannot be read: Unparsable line nonsense"
 
@@ -353,6 +357,24 @@ def test_an_agent_that_does_not_sign_is_no_obstacle(
     text = refusal(client.host(sshd, "strict", IdentityFile=f"{key}.pub"))
     assert "the agent refuses" in text
     assert "holds no private key, and no agent has it" not in text
+
+
+def test_an_agent_may_be_disregarded(
+    client: Client, sshd: Sshd, agent: Agent, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SSH_AUTH_SOCK", agent.place)
+    other = new_key(tmp_path / "other")
+    agent.add(other)
+    for only in ("no", "yes"):  # what the agent has is tried once, and not from the file too
+        (line,) = commands(refusal(client.host(sshd, f"once{only}", IdentityFile=other, IdentitiesOnly=only)))
+        assert line.startswith("the agent's key ")
+    admit(sshd, key := new_key(tmp_path / "key"))
+    agent.add(key)
+    third = new_key(tmp_path / "third")
+    assert commands(refusal(client.host(sshd, "only", IdentityFile=third))) == [f"{third}: refused"]
+    without = client.host(sshd, "without", IdentityFile=third, IdentitiesOnly="no", IdentityAgent="none")
+    assert commands(refusal(without)) == [f"{third}: refused"]
+    assert says(client.host(sshd, "open", IdentityFile=third, IdentitiesOnly="no")) == f"{sshd.user} is in\n"
 
 
 def test_an_agent_that_is_gone_is_no_obstacle(
@@ -472,7 +494,7 @@ def commands(text: str) -> list[str]:
     return [line.strip() for line in text.splitlines() if line.startswith("  ")]
 
 
-@pytest.mark.parametrize("before", ["nothing", "others", "an unfinished line", "no directory"])
+@pytest.mark.parametrize("before", ["nothing", "others", "an unfinished line", "no directory", "an alias"])
 def test_an_unknown_machine_is_refused_and_made_known_by_the_command_told(
     client: Client, sshd: Sshd, known: Known, before: str
 ) -> None:
@@ -481,17 +503,16 @@ def test_an_unknown_machine_is_refused_and_made_known_by_the_command_told(
     elif before == "an unfinished line":
         known.path.write_text(f"elsewhere {sshd.host_key()}")
     elif before == "no directory":
-        known.path = known.path.with_name("not there") / "known hosts"
-    quoted = f"{known.path}".replace(" ", "?") if before != "no directory" else "~/.ssh/more/known_hosts"
-    if before == "no directory":
-        known.path = Path("~/.ssh/more/known_hosts").expanduser()
-    url = client.host(sshd, UserKnownHostsFile=known.path)
+        known.path = client.home / ".ssh" / "more" / "known"
+    alias = "another" if before == "an alias" else None
+    url = client.host(sshd, UserKnownHostsFile=known.path, HostKeyAlias=alias)
     content = known.path.read_bytes() if known.path.exists() else None
     text = refusal(url)
     assert text.startswith("there is not known by this key")
     assert f"type ssh-ed25519 with the fingerprint {sshd.fingerprint()}." in text
-    assert (known.path.read_bytes() if known.path.exists() else None) == content, quoted
+    assert (known.path.read_bytes() if known.path.exists() else None) == content
     (command,) = commands(text)
+    assert f"'{alias or place(sshd)} ssh-ed25519 " in command
     subprocess.run(command, shell=True, check=True, env={"PATH": os.environ["PATH"]})
     assert says(url) == f"{sshd.user} is in\n"
     result = subprocess.run(["ssh", "-oBatchMode=yes", "there", "echo ssh too"], capture_output=True, text=True)
@@ -1042,7 +1063,8 @@ def test_the_program_says_itself_what_is_wrong(client: Client, sshd: Sshd, known
     text = refusal(with_program(client.host(sshd, IdentityFile=new_key(tmp_path / "key"))))
     assert text == f"ssh there says: {sshd.user}@127.0.0.1: Permission denied (publickey)."
     known.has()
-    text = refusal(with_program(client.host(sshd, "stranger", UserKnownHostsFile=known.path)))
+    url = client.host(sshd, "stranger", UserKnownHostsFile=known.path, StrictHostKeyChecking="no")
+    text = refusal(with_program(url))
     assert "Host key verification failed" in text
     assert known.path.read_text() == ""
 
@@ -1087,23 +1109,24 @@ def test_a_master_connection_is_used(client: Client, sshd: Sshd, monkeypatch: py
     shutil.rmtree(folder)
 
 
-def test_a_master_that_stays_holds_nobody_up(client: Client, sshd: Sshd) -> None:
+def test_a_master_that_stays_holds_nobody_up(client: Client, own_sshd: Sshd) -> None:
     folder = tempfile.mkdtemp(prefix="control-")
-    url = client.host(sshd, ControlPath=f"{folder}/%C", ControlMaster="auto", ControlPersist="60")
-    before, began = sshd.logins, time.monotonic()
+    url = client.host(own_sshd, ControlPath=f"{folder}/%C", ControlMaster="auto", ControlPersist="60")
+    before, began = own_sshd.logins, time.monotonic()
     there = ssh.transport(with_program(url))
     assert there.run(["echo", "in"], timeout=20).stdout == "in\n"
     ssh.logout(with_program(url))
     assert there.run(["echo", "in"], timeout=20).stdout == "in\n"
     assert time.monotonic() - began < 10
-    assert sshd.logins == before + 1
+    assert own_sshd.logins == before + 1
     subprocess.run(["ssh", "-O", "exit", "there"], check=True, capture_output=True)
     shutil.rmtree(folder)
 
 
 def test_what_else_the_configuration_wants_of_the_program_does_no_harm(
-    client: Client, sshd: Sshd, tmp_path: Path
+    client: Client, sshd: Sshd, agent: Agent, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setenv("SSH_AUTH_SOCK", agent.place)
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]
     url = client.host(
@@ -1125,12 +1148,29 @@ def test_what_else_the_configuration_wants_of_the_program_does_no_harm(
     assert not (tmp_path / "touched").exists()
 
 
+def test_a_connection_that_was_let_go_opens_nothing(url: str) -> None:
+    connection = ssh.connect(ssh.parse_url(url))
+    stream = connection.open("cat")
+    assert connection.alive()
+    connection.close()
+    assert not connection.alive()
+    with pytest.raises(TransportError, match="no further session can be opened"):
+        connection.open("cat")
+    try:
+        assert stream.receive(5) == b""
+    except OSError:
+        pass
+    with pytest.raises(OSError):
+        until(lambda: stream.send(b"x"), 5)
+    stream.close()
+
+
 def test_no_process_of_the_program_is_left(client: Client, sshd: Sshd) -> None:
-    url = with_program(client.host(sshd))
+    url = with_program(client.host(sshd, "mine"))
     there = ssh.transport(url)
     there.run(["true"], timeout=20)
     marks = there.marks("/nowhere", lambda: None)
-    mine = lambda: [pid for pid in children() if cmdline(pid).startswith(SSH.encode() + b"\0")]  # noqa: E731
+    mine = lambda: [pid for pid in children() if b"\0mine\0" in cmdline(pid)]  # noqa: E731
     until(lambda: len(mine()) > 1, 10)
     del marks
     ssh.logout(url)
@@ -1172,8 +1212,8 @@ def which(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture
 def url(which: str, client: Client, own_sshd: Sshd) -> str:
-    """A machine that may be stopped, by both clients."""
-    return f"{client.host(own_sshd)}?client={which}"
+    """A machine that may be stopped, by both clients. The feed of an earlier test, which tries again, knows no way."""
+    return f"{client.host(own_sshd, f'own{next(NUMBERS)}')}?client={which}"
 
 
 @pytest.fixture(scope="module")
@@ -1229,7 +1269,7 @@ def test_marks_and_what_a_file_gets_come_by_themselves(url: str, tmp_path: Path)
 
 
 def test_one_login_for_all(client: Client, own_sshd: Sshd) -> None:
-    there = ssh.transport(client.host(own_sshd))
+    there = ssh.transport(client.host(own_sshd, "one"))
     before = own_sshd.logins
     said: list[str] = []
 

@@ -3,7 +3,6 @@ put in front of its commands where Slurm itself cannot be made to misbehave."""
 
 from __future__ import annotations
 
-import os
 import shutil
 import signal
 import subprocess
@@ -19,8 +18,7 @@ from execute_batch_scheduler.adapters.tracking import Pace
 from execute_batch_scheduler import JobFailed, attach, submit_script
 from tests.contract.behaviour import PATIENCE, until
 
-from psij import Job as PsijJob, JobExecutor, JobSpec, JobState
-from psij.executors.batch.slurm import SlurmExecutorConfig
+from psij import JobExecutor, JobState
 
 Front = Callable[[str, str], None]
 
@@ -29,24 +27,6 @@ Front = Callable[[str, str], None]
 def _private(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, slurm: object) -> None:
     monkeypatch.setenv("EXECUTE_JOURNAL", str(tmp_path / "journal"))
     monkeypatch.chdir(tmp_path)
-
-
-@pytest.fixture
-def front(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Front:
-    """Put a script in front of a command, which it may call as $REAL; '' takes it away again."""
-    folder = tmp_path / "bin"
-    folder.mkdir()
-    monkeypatch.setenv("PATH", f"{folder}:{os.environ['PATH']}")
-
-    def put(command: str, script: str) -> None:
-        tool = folder / command
-        tool.unlink(missing_ok=True)
-        if script:
-            tool.with_suffix(".new").write_text(f"#!/bin/bash\nREAL={shutil.which(command)}\n{script}\n")
-            tool.with_suffix(".new").chmod(0o755)
-            tool.with_suffix(".new").rename(tool)
-
-    return put
 
 
 def own_executor() -> TrackedSlurmExecutor:
@@ -78,18 +58,6 @@ def test_rubbish_changes_no_state(front: Front, answer: str) -> None:
     front("squeue", "")
     assert job.wait(PATIENCE)
     assert (job.state, job.exit_code) == (JobState.FAILED, 3)
-
-
-def test_psijs_own_executor_takes_rubbish_for_the_end(front: Front) -> None:
-    """Why this is tested: a job that runs is called FAILED after three answers that cannot be read."""
-    config = SlurmExecutorConfig(queue_polling_interval=1, initial_queue_polling_delay=1)
-    job = PsijJob(JobSpec("/bin/sleep", ["30"]))
-    JobExecutor.get_instance("slurm", config=config).submit(job)
-    front("squeue", "exit 1")
-    until(lambda: job.status.final)
-    assert job.status.state is JobState.FAILED
-    job.executor = None
-    subprocess.run(["scancel", str(job.native_id)], check=True)
 
 
 def test_a_slow_controller_does_not_hold_up_the_output(front: Front, tmp_path: Path) -> None:

@@ -3,8 +3,8 @@
 # Nothing of them is started. With --missing, only say what is not there. With CI=true what is missing is a failure.
 set -euo pipefail
 export DEBIAN_FRONTEND=noninteractive
-declare -A packages=([slurm]='slurm-wlm' [accounting]='slurmdbd mariadb-server' [ssh]='openssh-server openssh-client')
-declare -A commands=([slurm]='slurmctld slurmd sbatch' [accounting]='slurmdbd mariadbd' [ssh]='sshd ssh ssh-keygen')
+declare -A packages=([slurm]='slurm-wlm' [accounting]='slurmdbd mariadb-server' [ssh]='openssh-server openssh-client tcsh fish')
+declare -A commands=([slurm]='slurmctld slurmd sbatch' [accounting]='slurmdbd mariadbd' [ssh]='sshd ssh ssh-keygen tcsh fish')
 PATH=$PATH:/usr/local/sbin:/usr/sbin:/sbin
 
 missing() {

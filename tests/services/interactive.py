@@ -56,6 +56,7 @@ class Interactive:
         self._lock = threading.Lock()
         self._background = Background("interactive")
         self._connections: set[asyncssh.SSHServerConnection] = set()
+        self._tasks: set[Optional[asyncio.Task[None]]] = set()
 
     @property
     def code(self) -> str:
@@ -134,6 +135,7 @@ class Interactive:
 
     async def _session(self, process: asyncssh.SSHServerProcess[bytes]) -> None:
         self.commands += 1
+        self._tasks.add(asyncio.current_task())  # of a connection that breaks nobody else holds it, and it may vanish
         user = pwd.getpwuid(os.geteuid()).pw_name
         out, out_end = await _pipe()
         err, err_end = await _pipe()

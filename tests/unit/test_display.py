@@ -134,7 +134,7 @@ def test_why_a_job_waits(details, text):
         (
             Job(state=JobState.FAILED, host="login", details=Details("TIMEOUT", "TimeLimit: too long")),
             [],
-            "job 42 (slurm at login) ended TIMEOUT: TimeLimit: too long\nits script and output are in /jobs/one",
+            "job 42 (slurm at login) ended TIMEOUT: TimeLimit: too long\nits script and output are in login:/jobs/one",
         ),
         (
             Job(state=JobState.CANCELED, wlm="psij:slurm"),

@@ -15,6 +15,7 @@ from execute_batch_scheduler import backend, submit_script
 from execute_batch_scheduler.adapters import ssh, transport
 from execute_batch_scheduler.errors import BackendUnavailable, BadUsage
 from execute_batch_scheduler.settings import Settings, settings
+from execute_batch_scheduler.submit import backends
 
 import psij
 from psij.executors.batch.batch_scheduler_executor import BatchSchedulerExecutorConfig
@@ -248,29 +249,29 @@ def test_the_usual_files(monkeypatch, tmp_path):
     monkeypatch.delenv("EXECUTE_CONFIG", raising=False)
     monkeypatch.setenv("HOME", str(tmp_path))
     (tmp_path / ".config").mkdir()
-    (tmp_path / ".config" / "execute_batch_scheduler.toml").write_text("wlm = 'home'")
-    assert settings.choose().wlm == "home"
+    (tmp_path / ".config" / "execute_batch_scheduler.toml").write_text("wlm = 'psij:home'")
+    assert settings.choose().wlm == "psij:home"
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "xdg"))
     assert settings.choose().wlm is None
     (tmp_path / "xdg").mkdir()
-    (tmp_path / "xdg" / "execute_batch_scheduler.toml").write_text("wlm = 'xdg'")
-    assert settings.choose().wlm == "xdg"
+    (tmp_path / "xdg" / "execute_batch_scheduler.toml").write_text("wlm = 'psij:xdg'")
+    assert settings.choose().wlm == "psij:xdg"
     monkeypatch.setenv("EXECUTE_CONFIG", "~/mine.toml")
-    (tmp_path / "mine.toml").write_text("wlm = 'mine'")
-    assert settings.choose().wlm == "mine"
+    (tmp_path / "mine.toml").write_text("wlm = 'psij:mine'")
+    assert settings.choose().wlm == "psij:mine"
     monkeypatch.setenv("EXECUTE_CONFIG", "")
-    assert settings.choose().wlm == "xdg"
+    assert settings.choose().wlm == "psij:xdg"
 
 
 def test_a_file_is_read_again_when_it_has_changed_and_only_then(places, monkeypatch):
-    path = places.user(wlm="one")
-    assert settings.choose().wlm == "one"
+    path = places.user(wlm="psij:one")
+    assert settings.choose().wlm == "psij:one"
     read = []
     monkeypatch.setattr(Path, "read_bytes", lambda self, real=Path.read_bytes: read.append(self) or real(self))
-    assert settings.choose().wlm == "one"
+    assert settings.choose().wlm == "psij:one"
     assert read == []
-    path.write_text("wlm = 'another'")
-    assert settings.choose().wlm == "another"
+    path.write_text("wlm = 'psij:another'")
+    assert settings.choose().wlm == "psij:another"
     path.unlink()
     with pytest.raises(BadUsage, match=f"there is no settings file {path}"):
         settings.choose()
@@ -294,21 +295,28 @@ def test_nothing_is_read_before_it_is_needed(places, tmp_path):
         ("wlm = 'a'\nwlm = 'b'\n", 2, ""),
         ("# c\nwlm = 3\n", 2, "wlm must be a text, and 3 is none"),
         ("wlm = ''\n", 1, "wlm must be a text"),
+        ("\nwlm = 'slrum'\n", 2, "there is no backend 'slrum'; did you mean slurm? There are cobalt, flux, local"),
+        ("wlm = 'SLURM'\n", 1, "there is no backend 'SLURM'; did you mean slurm? There are"),
+        ("wlm = 'sge'\n", 1, "there is no backend 'sge'; There are"),
+        ("wlm = 'psij:'\n", 1, "there is no backend 'psij:'"),
+        ("[flags]\nslurm = '-n1'\nlocale = ''\n", 3, "there is no backend 'locale'; did you mean local? There are"),
+        ("[targets.a]\nwlm = 'sshd'\n", 2, "there is no backend 'sshd'; did you mean ssh?"),
+        ("[targets.a.flags]\n'psij:pbs' = ''\npsb = ''\n", 3, "there is no backend 'psb'; did you mean pbs?"),
         ("shell = ['/bin/bash', '-e']\n", 1, "shell must be a text"),
         ("on_interrupt = 'stop'\n", 1, "on_interrupt is 'cancel' or 'detach', and not 'stop'"),
         ("flags = 8\n", 1, "flags must be a text, or a table of texts by backend"),
-        ("wlm = 'x'\n[flags]\nslurm = '-n1'\nssh = 1\n", 4, "flags must be a text, and 1 is none"),
+        ("wlm = 'ssh'\n[flags]\nslurm = '-n1'\nssh = 1\n", 4, "flags must be a text, and 1 is none"),
         ("flags = '''--comment=\"x'''\n", 1, "No closing quotation"),
         ("[flags]\nslurm = 'stray'\n", 2, "'stray' belongs to no option"),
         ("flags = '--wlm=slurm'\n", 1, "--wlm cannot be a default flag; set wlm"),
         ("flags = '--bg'\n", 1, "--bg cannot be a default flag; say it in the cell"),
         ("targets = 3\n", 1, "a target is a table"),
         ("[targets]\njuwels = 'x'\n", 2, "a target is a table"),
-        ("wlm = 'x'\n[targets.a]\nwlm = 'x'\n[targets.b]\nwlm = 1\n", 5, "wlm must be a text"),
-        ("[targets.a]\nwlm = 'x'\nmodules = 'x'\n", 3, "unknown key 'modules'; There are environment"),
+        ("wlm = 'ssh'\n[targets.a]\nwlm = 'ssh'\n[targets.b]\nwlm = 1\n", 5, "wlm must be a text"),
+        ("[targets.a]\nwlm = 'ssh'\nmodules = 'x'\n", 3, "unknown key 'modules'; There are environment"),
         ("[targets.a]\ntargets = 'x'\n", 2, "unknown key 'targets'; "),
         ("[targets.'a b']\nhots = 'x'\n", 2, "unknown key 'hots'; did you mean host?"),
-        ("targets.a.wlm = 'x'\ntargets.a.wml = 'x'\n", 2, "unknown key 'wml'; did you mean wlm?"),
+        ("targets.a.wlm = 'ssh'\ntargets.a.wml = 'x'\n", 2, "unknown key 'wml'; did you mean wlm?"),
         ("targets = { a = { wml = 'x' } }\n", 1, "unknown key 'wml'"),
         ("[targets.a]\nprologue = 3\n", 2, "prologue must be lines of bash"),
         ("[targets.a]\nenvironment = 'A=1'\n", 2, "environment must be a table of variables"),
@@ -327,6 +335,13 @@ def test_what_is_wrong_in_a_file_is_said_with_file_and_line(places, text, line, 
     assert message in str(caught.value)
 
 
+def test_every_backend_may_be_set(places):
+    places.user("[flags]\noar = ''\ntorque = ''\n'psij:mine' = ''\n" + "".join(f"{one} = ''\n" for one in backends()))
+    for wlm in (*backends(), "oar", "torque", "psij:slurm", "psij:mine"):
+        places.site(wlm=wlm)
+        assert settings.choose().wlm == wlm
+
+
 def test_a_file_that_cannot_be_read_is_said(places, tmp_path, monkeypatch):
     places.site().write_bytes(b"\xff")
     with pytest.raises(BadUsage, match=r"site.toml cannot be read: .*utf-8"):
@@ -340,7 +355,10 @@ def test_what_a_program_sets_is_checked_too(places):
     places.program(flags=8)
     with pytest.raises(BadUsage, match="ExecuteMagics: flags: flags must be a text, or a table"):
         submit_script("true")
-    places.program(flags=None, executor_config={"nope": 1})
+    places.program(flags=None, wlm="slrum")
+    with pytest.raises(BadUsage, match="ExecuteMagics: wlm: there is no backend 'slrum'; did you mean slurm"):
+        submit_script("true")
+    places.program(wlm=None, executor_config={"nope": 1})
     with pytest.raises(BadUsage, match="executor_config: unknown key 'nope'"):
         submit_script("true")
 

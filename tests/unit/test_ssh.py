@@ -9,9 +9,9 @@ import subprocess
 from pathlib import Path
 
 import pytest
+from execute_batch_scheduler.adapters.ssh import Address, known_keys, parse_host, parse_url
 
 from execute_batch_scheduler.adapters import ssh
-from execute_batch_scheduler.adapters.ssh import Address, known_keys, parse_host, parse_url
 
 KEY = b"\0\0\0\x0bssh-ed25519\0\0\0\x20" + bytes(32)
 TEXT = base64.b64encode(KEY).decode()
