@@ -35,7 +35,7 @@ from typing import IO, TYPE_CHECKING, Any, Optional, Union
 from urllib.parse import parse_qs, quote, urlencode, urlsplit
 
 from execute_batch_scheduler.adapters.remote import Connection, Remote, Stream
-from execute_batch_scheduler.adapters.transport import TransportError, Unreachable
+from execute_batch_scheduler.adapters.transport import Refused, TransportError, Unreachable
 
 if TYPE_CHECKING:
     import paramiko
@@ -289,19 +289,19 @@ class _Known:
         return types | ({"rsa-sha2-512", "rsa-sha2-256"} if "ssh-rsa" in types else set())
 
     def check(self, type_: str, key: bytes) -> None:
-        """Unreachable if the machine is not who it should be."""
+        """Refused if the machine is not who it should be."""
         every = [known[1:] for known in self.keys] + self.portless
         if self.revoking:
-            raise Unreachable(f"{self.address}: RevokedHostKeys is heeded by the ssh program alone; {_USE_PROGRAM}")
+            raise Refused(f"{self.address}: RevokedHostKeys is heeded by the ssh program alone; {_USE_PROGRAM}")
         if ("@revoked", type_, key) in every:
-            raise Unreachable(f"{self.address}: its key {fingerprint(key)} is revoked; ask the site's administrators")
+            raise Refused(f"{self.address}: its key {fingerprint(key)} is revoked; ask the site's administrators")
         if ("", type_, key) in every:
             return
         line = f"{self.name} {type_} {base64.b64encode(key).decode()}"
         what = f"it shows a key of type {type_} with the fingerprint {fingerprint(key)}"
         changed = next((path for path, marker, known, _ in self.keys if (marker, known) == ("", type_)), None)
         if changed:
-            raise Unreachable(
+            raise Refused(
                 f"the key of {self.address} HAS CHANGED: {what}, and {changed} has another one. Somebody may pose as "
                 "that machine. If the site says that its key was changed:\n"
                 f"  {shlex.join(['ssh-keygen', '-R', self.name, '-f', str(changed)])}\n  {self._add(line)}"
@@ -313,7 +313,7 @@ class _Known:
             text += f". An authority vouches for its certificates, which paramiko cannot check: {_USE_PROGRAM}"
         text += f". If the site publishes that fingerprint, this adds the key:\n  {self._add(line)}"
         text += f"\nand UserKnownHostsFile of the ssh configuration must name {self.file}" if self.unheeded else ""
-        raise Unreachable(text)
+        raise Refused(text)
 
     def _add(self, line: str) -> str:
         """The command line that adds a line to the known ones."""
@@ -490,7 +490,7 @@ class _Login:
         self.may_ask = False
 
     def prove(self) -> None:
-        """Log in; Unreachable if we are not let in."""
+        """Log in; Refused if we are not let in."""
         self._accepted(partial(self.transport.auth_none, self.user))
         while self.wanted and self.transport.is_active():
             method = next((method for method in self.methods if method in self.wanted), None)
@@ -498,7 +498,7 @@ class _Login:
                 break
             self.methods.pop(method)()
         if self.wanted or not self.transport.is_active():
-            raise Unreachable(self._refusal())
+            raise Refused(self._refusal())
 
     def _accepted(self, attempt: Callable[[], list[str]]) -> bool:
         """Whether the server takes what is offered; more may be wanted even so."""
@@ -550,7 +550,7 @@ class _Login:
                 answers.put([])
                 raise
         if not self._accepted(login.result):
-            self.tried.append("keyboard-interactive: refused")
+            self.tried.append("keyboard-interactive: refused; a wrong password or code?")
 
     def _by_password(self) -> None:
         assert self.ask
@@ -649,7 +649,8 @@ class _Login:
             )
         if self.ask is None and (self.may_ask or {"keyboard-interactive", "password"} & set(self.wanted)):
             lines.append(f"To be asked for a password, passphrase or code: %execute_login {self.address}")
-        lines.append(f"If ssh itself gets in: {_USE_PROGRAM}")
+        if self.ask is None:
+            lines.append(f"If ssh itself gets in: {_USE_PROGRAM}")
         return "\n".join(lines)
 
 
@@ -792,7 +793,8 @@ class _Program:
             hint = ""
             if "keyboard-interactive" in said or "password" in said:
                 hint = "\nIt is not asked for a password or code here: keep a connection open elsewhere (ControlMaster)"
-            raise Unreachable(f"ssh {address} says: {said or 'nothing'}{hint}")
+            kind = Refused if re.search("Permission denied|verification failed", said) else Unreachable
+            raise kind(f"ssh {address} says: {said or 'nothing'}{hint}")
 
     def open(self, command: str) -> Stream:
         with self._lock:

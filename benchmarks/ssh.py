@@ -491,7 +491,8 @@ def main() -> None:
         prepare_environment(folder, {**server.environment, "EXECUTE_SITE_CONFIG": os.devnull})
         os.environ.pop("SSH_AUTH_SOCK", None)
         version = subprocess.run(["ssh", "-V"], capture_output=True, text=True, check=True).stderr.split(",")[0]
-        print(f"{version}, Python {sys.version.split()[0]}, {os.cpu_count()} CPUs")
+        load = os.getloadavg()[0]  # of others, too: figures of a machine that has more to do are worth little
+        print(f"{version}, Python {sys.version.split()[0]}, {os.cpu_count()} CPUs, load {load:.1f}")
         lab = Lab(server, folder)
         check_profile(lab)
 

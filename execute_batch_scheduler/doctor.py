@@ -207,11 +207,11 @@ def _shell(transport: Transport, script: str) -> list[str]:
     return (result.stdout or result.stderr).splitlines()
 
 
-def _submit(**where: str) -> Finding:
+def _submit(wlm: Optional[str] = None, host: Optional[str] = None) -> Finding:
     from execute_batch_scheduler.submit import submit_script
 
     try:
-        job = submit_script("hostname", **where)
+        job = submit_script("hostname", wlm=wlm, host=host)
         node = job.result(timeout=600).strip()
     except ExecuteError as error:
         return False, f"a small job: {error}"

@@ -381,7 +381,7 @@ def _attached(line: str, many: bool = False) -> list[Job]:
     numbers, options = _options(line, "wlm", "host")
     if not numbers or (len(numbers) > 1 and not many):
         raise UsageError(f"{'the numbers of jobs' if many else 'one job'}, please: %execute_jobs lists them")
-    return [attach(number, **options) for number in numbers]
+    return [attach(number, wlm=options.get("wlm"), host=options.get("host")) for number in numbers]
 
 
 def _options(line: str, *names: str) -> tuple[list[str], dict[str, str]]:
@@ -439,6 +439,8 @@ class _Cell:
                 self._show()
             except KeyboardInterrupt:
                 self._interrupted()
+        except Interrupted:  # told already
+            raise
         except KeyboardInterrupt:
             self._end_line()
             fate = "it has been told to end" if self.job.cancelling else "the job goes on"

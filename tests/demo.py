@@ -58,7 +58,8 @@ def main(backend: str) -> None:
         shell.sendline("exit")
         shell.expect(pexpect.EOF)
         shell.wait()
-    print("\nNow you: .venv/bin/ipython", flush=True)
+    if backend == "local":
+        print("\nNow you: .venv/bin/ipython", flush=True)
 
 
 main(sys.argv[1])

@@ -305,9 +305,9 @@ def test_keys_of_all_kinds(client: Client, sshd: Sshd, tmp_path: Path, kind: str
 def test_the_agent_holds_an_encrypted_key(
     client: Client, sshd: Sshd, agent: Agent, tmp_path: Path, kind: str, said: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    key = new_key(tmp_path / "key", kind, "secret")
+    key = new_key(tmp_path / "key", kind, "let me in")
     admit(sshd, key)
-    agent.add(key, "secret")
+    agent.add(key, "let me in")
     options: dict[str, object] = {"IdentityFile": key}
     if said == "IdentityAgent":
         options["IdentityAgent"] = agent.place
@@ -755,7 +755,7 @@ def test_a_key_file_that_others_can_read(client: Client, sshd: Sshd, tmp_path: P
 
 @pytest.mark.parametrize("form", ["RFC4716", "PEM", "PKCS8"])
 def test_an_encrypted_key_that_no_agent_holds(client: Client, sshd: Sshd, tmp_path: Path, form: str) -> None:
-    key = new_key(tmp_path / "key", "rsa", "secret", form)
+    key = new_key(tmp_path / "key", "rsa", "let me in", form)
     text = refusal(client.host(sshd, IdentityFile=key))
     assert f"{key}: has a passphrase, and no agent holds it: ssh-add {key}\n" in text
     assert "%execute_login there" in text
@@ -1022,13 +1022,13 @@ def test_whoever_gives_up_at_a_question_has_no_connection(
 def test_the_passphrase_of_a_key_is_asked_for(
     client: Client, sshd: Sshd, guarded: Guarded, tmp_path: Path, form: str
 ) -> None:
-    key = new_key(tmp_path / "key", "ecdsa", "secret", form)
+    key = new_key(tmp_path / "key", "ecdsa", "let me in", form)
     admit(sshd, key)
     url = client.host(sshd, IdentityFile=f"{key}\n  IdentityFile {tmp_path}/gone")
     guarded.answers["Passphrase"] = "wrong"
     with pytest.raises(Unreachable, match="key: that is not its passphrase"):
         ssh.login(url, guarded.ask)
-    guarded.answers["Passphrase"] = "secret"
+    guarded.answers["Passphrase"] = "let me in"
     guarded.prompts.clear()
     ssh.login(url, guarded.ask)
     assert guarded.prompts == [f"Passphrase of {key}: "]
@@ -1038,7 +1038,7 @@ def test_the_passphrase_of_a_key_is_asked_for(
 def test_no_passphrase_is_asked_for_where_another_key_will_do(
     client: Client, sshd: Sshd, guarded: Guarded, tmp_path: Path
 ) -> None:
-    key = new_key(tmp_path / "key", passphrase="secret")
+    key = new_key(tmp_path / "key", passphrase="let me in")
     ssh.login(client.host(sshd, IdentityFile=f"{key}\n  IdentityFile {sshd.key}"), guarded.ask)
     assert guarded.prompts == []
 

@@ -15,7 +15,7 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Optional
 
@@ -260,16 +260,18 @@ class Slurm:
             self._sql.terminate()
             self._sql.wait(30)
         for pid in self._left_over():
-            os.kill(pid, signal.SIGKILL)
+            with suppress(ProcessLookupError):  # it ended with the one before
+                os.kill(pid, signal.SIGKILL)
 
     def _left_over(self) -> list[int]:
-        """Steps whose slurmd was killed wait for it for ever. They and their jobs hold this Slurm's configuration."""
+        """Steps whose slurmd was killed wait for it for ever, and their jobs run on. All hold this configuration."""
         mark = f"SLURM_CONF={self.environment['SLURM_CONF']}".encode()
         found = []
         for folder in Path("/proc").iterdir():
             try:
-                step = folder.name.isdigit() and (folder / "comm").read_text().startswith("slurmstepd")
-                if step and mark in (folder / "environ").read_bytes().split(b"\0"):
+                variables = (folder / "environ").read_bytes().split(b"\0") if folder.name.isdigit() else []
+                job = any(variable.startswith(b"SLURM_JOB_ID=") for variable in variables)
+                if mark in variables and (job or (folder / "comm").read_text().startswith("slurmstepd")):
                     found.append(int(folder.name))
             except (FileNotFoundError, ProcessLookupError, PermissionError):
                 continue  # it has ended meanwhile, or is somebody else's
