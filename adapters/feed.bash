@@ -13,7 +13,7 @@
 LC_ALL=C
 shopt -s nullglob dotglob
 declare -A folders seen files most descriptors
-part='' quiet=0 tick=.02 seconds=$SECONDS stat_at=$SECONDS
+part='' quiet=0 looks=0 tick=.02 seconds=$SECONDS stat_at=$SECONDS
 
 obey() { # LINE
   local verb id a b rest
@@ -99,7 +99,11 @@ shrunk() { # whether a file that is quiet has become shorter than what was read 
 look() {
   local id name path record
   local -A fresh=()
+  looks=$((looks + 1))
   for id in "${!folders[@]}"; do
+    # Listing a full directory costs: not where it was not changed since it was read. That two things happened at the
+    # same tick of the clock is found out some looks later.
+    [ -N "${folders[$id]}" ] || [ $((looks % 20)) = 0 ] || continue
     for path in "${folders[$id]}"/*; do
       [ "${seen[$id/${path##*/}]-}" ] || fresh[$id/${path##*/}]=$id
     done

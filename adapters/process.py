@@ -24,8 +24,8 @@ from psij import InvalidJobException, Job, JobExecutor, JobExecutorConfig, JobSp
 _TIMEOUT = 30.0
 _KILL_AFTER = 5  # seconds from TERM to KILL when a job is cancelled
 _LOOKS = (0.2, 1, 3)  # seconds before each look for a process whose start was not confirmed
-# That other users cannot be meant: ps -u of a number.
-_LIST = ["/bin/bash", "-p", "-c", 'exec ps -ww -u "$UID" -o pid=,stat=,args=']
+_BASH = ["/bin/bash", "--norc", "-p", "-c"]  # --norc: below sshd it would read ~/.bashrc even so
+_LIST = [*_BASH, 'exec ps -ww -u "$UID" -o pid=,stat=,args=']
 
 # A background child of a shell has SIGINT and SIGQUIT ignored, and what is ignored at its start a script cannot get
 # back: hence the trap. The id is told only when every redirection has succeeded, and before our own output and errors
@@ -151,7 +151,7 @@ class ProcessExecutor(JobExecutor):
             job.spec = spec = self._wrapped(job, spec)
         try:
             result = self.transport.run(
-                ["/bin/bash", "-p", "-c", start_script(spec)],
+                [*_BASH, start_script(spec)],
                 timeout=_TIMEOUT,
                 environment=_environment(spec, self.transport.environment),
             )
@@ -176,7 +176,7 @@ class ProcessExecutor(JobExecutor):
         directory.note_cancelled(self.transport)
         script = _CANCEL.format(pid=int(job.native_id), patience=_KILL_AFTER * 10)
         try:
-            result = self.transport.run(["/bin/bash", "-p", "-c", script], timeout=_TIMEOUT)
+            result = self.transport.run([*_BASH, script], timeout=_TIMEOUT)
         except TransportError as error:
             raise SubmitException(str(error)) from error
         if result.exit_code != 0:

@@ -186,6 +186,7 @@ class Remote:
         self._environment: Optional[dict[str, str]] = None
         self._idle: list[_Shell] = []
         self._open = 0
+        self._most = _SHELLS
         self._free = threading.Condition()
         self._connecting = threading.Lock()
         self._failed: Optional[tuple[float, Unreachable]] = None
@@ -244,29 +245,43 @@ class Remote:
     def _shell(self) -> Iterator[_Shell]:
         """A shell for one question. If that raises, the shell is given up."""
         self._mistrust()
-        with self._free:
-            while not self._idle and self._open >= _SHELLS:
-                self._free.wait()
-            shell = self._idle.pop() if self._idle else None
-            self._open += shell is None
+        shell = self._take_shell()
         try:
-            if shell is None:
-                shell = self._new_shell()
             yield shell
         except BaseException:
-            with self._free:
-                self._open -= 1
-                self._free.notify()
-            if shell is not None:
-                shell.stream.close()
+            self._let_go()
+            shell.stream.close()
             raise
         with self._free:
-            if shell.left:
-                shell.stream.close()
-                self._open -= 1
-            else:
+            if not shell.left:
                 self._idle.append(shell)
+                self._free.notify()
+        if shell.left:
+            self._let_go()
+            shell.stream.close()
+
+    def _let_go(self) -> None:
+        with self._free:
+            self._open -= 1
             self._free.notify()
+
+    def _take_shell(self) -> _Shell:
+        """A shell that is idle, or a new one as long as the machine lets us have one more."""
+        while True:
+            with self._free:
+                while not self._idle and self._open >= self._most:
+                    self._free.wait()
+                if self._idle:
+                    return self._idle.pop()
+                self._open += 1
+            try:
+                return self._new_shell()
+            except BaseException as error:
+                self._let_go()
+                with self._free:
+                    if isinstance(error, Unreachable) or not isinstance(error, TransportError) or not self._open:
+                        raise
+                    self._most = self._open  # sshd's MaxSessions
 
     def _new_shell(self) -> _Shell:
         connection = self.connection()
@@ -278,7 +293,11 @@ class Remote:
             if self._command == _PLAIN or self._environment is not None:
                 raise
             shell = _Shell(connection.open(_PLAIN), self._name)
-            shell.begin()
+            try:
+                shell.begin()
+            except Unreachable:
+                shell.stream.close()
+                raise
             self._command = _PLAIN
         if self._environment is None:
             self._environment = shell.environment
@@ -603,7 +622,7 @@ class _Feed:
                 while True:
                     self._take(*frames.next())
                     failures = 0
-            except (TransportError, _Lost, OSError) as error:
+            except (TransportError, _Lost, OSError, ValueError) as error:  # ValueError: ssh's last words
                 logger.info("%s: the feed ended, and will be begun again: %s", self._remote.host, error or "lost")
                 refused = isinstance(error, Refused)
                 if isinstance(error, TimeoutError):

@@ -99,8 +99,16 @@ breathe # after the script: schedulers signal the youngest first
 read -r _ _ _ _ _ session _ <"/proc/$$/stat"
 note started "id=${SLURM_JOB_ID:-$session}" "node=${SLURMD_NODENAME:-$HOSTNAME}" "stdout=$out" "stderr=$err" \
   "stdout_from=$out_from" "stderr_from=$err_from"
-watching=yes
-for signal in ${told//,/ }; do kill -s "$signal" "$script"; done # those that came before the script could
+early=$told watching=yes
+if [ "$early" ]; then # those that came before: the script may have had them too, as the canary has then
+  note told "signal=$early"
+  sleep 0.1
+  if canary_lives; then
+    for signal in ${early//,/ }; do kill -s "$signal" "$script"; done
+  else
+    breathe
+  fi
+fi
 
 until
   [ -z "$limit" ] || patience=$((limit > SECONDS ? limit - SECONDS : 0)).1

@@ -24,6 +24,7 @@ from execute_batch_scheduler.adapters.transport import Marks, Refused, Transport
 from psij import Job, JobState, JobStatus, SubmitException
 
 logger = logging.getLogger(__name__)
+_EARLY = 1000
 
 
 class OutcomeUnknown(SubmitException):
@@ -74,6 +75,7 @@ class Pace:
 
     look_watched: float = 0.02  # at the marks, while somebody waits for a job that has just moved
     look_idle: float = 1.0  # at the marks, while nobody waits
+    first_look: float = 2.0  # at the record of a job of another machine, whose marks are pushed
     sweep: float = 30.0  # at a record whose mark never came: NFS may hide names that long
     queued: float = 3.0  # first question about a job that has not started: it mostly has by then
     queued_most: float = 60.0
@@ -151,6 +153,7 @@ class Tracker:
         self._deliver = deliver
         self._entries: dict[str, _Entry] = {}
         self._marks: dict[str, Marks] = {}
+        self._early: dict[str, str] = {}  # records that were pushed of jobs that are not registered yet, by directory
         self._ended: WeakKeyDictionary[Job, _Entry] = WeakKeyDictionary()
         self._lock = threading.RLock()
         self._wake = threading.Event()
@@ -171,11 +174,16 @@ class Tracker:
                 if folder not in self._marks:
                     self._marks[folder] = self._transport.marks(folder, self._wake.set)
                 self._marks[folder].hurry()
+                if self._transport.host is not None:  # what happens is pushed; a look would make it wait
+                    entry.next_look = now + self.pace.first_look
             self._entries[job.id] = entry
+            early = self._early.pop(entry.directory.path, None) if entry.directory else None
             if not self._running:
                 self._running = True
                 for target in (self._watch, self._inquire):
                     threading.Thread(target=target, name=f"{self._name} {target.__name__}", daemon=True).start()
+        if early is not None:
+            self._take_text(entry, early)
         self._wake.set()
 
     def take(self, job: Job, record: Record) -> None:
@@ -275,9 +283,13 @@ class Tracker:
 
     def _look(self) -> None:
         now = time.monotonic()
+        marked = self._marked()
         with self._lock:
             entries = [entry for entry in self._entries.values() if entry.directory]
-        marked = self._marked()
+            known = {entry.directory.path for entry in entries if entry.directory}
+            self._early.update({path: record for path, record in marked.items() if record and path not in known})
+            while len(self._early) > _EARLY:
+                self._early.pop(next(iter(self._early)))
         for entry in entries:
             assert entry.directory
             if entry.directory.path in marked:
@@ -429,8 +441,13 @@ class Tracker:
 
     def _tell(self, entry: _Entry, status: Optional[JobStatus] = None) -> None:
         job = entry.job
-        if status is not None and (entry.status is None or status.state.is_greater_than(entry.status.state)):
-            entry.status = status
+        with self._lock:
+            if entry.status is not None and entry.status.final:
+                return  # both threads may come to a job's end
+            moved = status is not None and (entry.status is None or status.state.is_greater_than(entry.status.state))
+            if moved:
+                entry.status = status
+        if moved and status is not None:
             self._deliver(job, status)
         if status is not None and status.final:
             with self._lock:
@@ -462,6 +479,8 @@ def _details(report: Report, entry: _Entry) -> Details:
 def _verdict_without_scheduler(record: Record) -> Report:
     """The scheduler has forgotten the job: its own record decides, and where there is none, nothing is known."""
     attempt = record.attempt
+    if attempt is None and record.cancelled:
+        return Report(JobState.CANCELED, "CANCELLED", reason="cancelled")
     if attempt is None or attempt.ended is None:
         return Report(JobState.FAILED, "UNKNOWN", reason=NO_EVIDENCE)
     if record.obeyed:

@@ -6,6 +6,7 @@ import functools
 import importlib.util
 import os
 import sys
+import types
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -264,3 +265,19 @@ def _target(places: list[Place], name: str) -> Place:
 
 
 settings = Settings()
+
+
+class _Module(types.ModuleType):
+    """The module bears the name under which the package offers the object; both are to mean the same."""
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(settings, name)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name in vars(settings):
+            setattr(settings, name, value)
+        else:
+            super().__setattr__(name, value)
+
+
+sys.modules[__name__].__class__ = _Module

@@ -229,9 +229,10 @@ def submit_script(
     merged = flag_table.merge(line, head, there, [flag for flag in defaults if flag.name != "host"])
     psij_job = psij.Job()
     where = JobDir.new(root, psij_job.id)
-    foreign = directives.foreign(text) if wlm == "slurm" else ()
-    psij_job.spec = make_spec(merged, where, name=name, native=native, environment=there, foreign=foreign)
-    notices = _check(psij_job.spec, wlm, chosen, merged, native)
+    foreign = directives.foreign(text)
+    read = foreign if wlm == "slurm" else ()
+    psij_job.spec = make_spec(merged, where, name=name, native=native, environment=there, foreign=read)
+    notices = _check(psij_job.spec, wlm, chosen, merged, native, foreign)
     if dry_run:
         return DryRun(text, _preview(chosen, psij_job), psij_job.spec, notices, choice.prologue)
     if put and transport.host is None:
@@ -420,7 +421,7 @@ def _defaults(choice: Choice, wlm: str) -> list[Flag]:
 
 
 def _check(
-    spec: JobSpec, wlm: str, executor: JobExecutor, flags: Sequence[Flag], native: Sequence[str]
+    spec: JobSpec, wlm: str, executor: JobExecutor, flags: Sequence[Flag], native: Sequence[str], foreign: Sequence[str]
 ) -> tuple[str, ...]:
     """Refuse what a backend cannot be told; what it will not heed is said in one line."""
     if wlm in ("local", "ssh"):
@@ -429,9 +430,12 @@ def _check(
         unknown = next((flag for flag in flags if flag.option is None), None)
         if unknown:
             raise BadUsage(f"{unknown.word}: no such option; {flag_table.suggest(unknown.name)}".rstrip("; "))
-        idle = [flag.word for flag in flags if flag.name not in WITHOUT_SCHEDULER | HONOURED]
+        idle = [*(flag.word for flag in flags if flag.name not in WITHOUT_SCHEDULER | HONOURED), *foreign]
         return (f"Without a scheduler these have no effect: {' '.join(idle)}",) if idle else ()
     if wlm.startswith("psij:"):
+        if foreign:
+            what = f"{wlm} does not read {foreign[0]!r}"
+            raise BadUsage(f"{what}: PSI/J writes the submit file; say it as a flag of sbatch's")
         check_stock(spec, flags, native, executor.name)
     return ()
 

@@ -85,7 +85,7 @@ def put(transport: Transport, paths: Sequence[str], directory: str, progress: Pr
         done += file.size
         mode = "chmod u+x -- {0} && " if file.executable else ""
         move = (mode + "mv -f -- {0} {1}").format(shlex.quote(part), shlex.quote(file.target))
-        _shell(transport, ["/bin/bash", "-p", "-c", move])
+        _shell(transport, ["/bin/bash", "--norc", "-p", "-c", move])
 
 
 def get(
@@ -114,7 +114,7 @@ def get(
     ExecuteError
         If there is no such file, one cannot be read or written, or a name would lead out of `to`.
     """
-    listed = _shell(transport, ["/bin/bash", "-p", "-c", _LIST, "list", directory, *patterns])
+    listed = _shell(transport, ["/bin/bash", "--norc", "-p", "-c", _LIST, "list", directory, *patterns])
     files = list(_remote_files(listed, directory, to))
     total, done, written = sum(file.size for file in files), 0, []
     for file in files:

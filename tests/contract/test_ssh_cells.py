@@ -202,6 +202,34 @@ def test_silence_is_told_and_a_cancellation_that_cannot_be(shell: Shell, sshd: S
     assert shell["job"].cancelled()
 
 
+def test_a_bashrc_is_read_once_and_its_output_is_nobodys(sshd: Sshd) -> None:
+    bashrc = Path(sshd.home) / ".bashrc"
+    bashrc.write_text("echo Welcome; echo and more >&2; cd /; export COUNT=x$COUNT\n")
+    try:
+        ssh.logout(f"ssh://{HOST}")
+        job = submit_script('echo "$PWD $COUNT"', host=HOST)
+        assert job.result(PATIENCE) == f"{sshd.home} x\n"
+        assert job.stderr() == ""
+        assert job.native_id.isdigit()
+    finally:
+        bashrc.unlink()
+        ssh.logout(f"ssh://{HOST}")
+
+
+def test_settings_may_be_set_by_either_way() -> None:
+    import execute_batch_scheduler
+    from execute_batch_scheduler import settings as by_name
+    from execute_batch_scheduler.settings import Settings, settings
+
+    try:
+        execute_batch_scheduler.settings.wlm = "psij:nowhere"
+        assert settings.wlm == by_name.wlm == "psij:nowhere"
+        with pytest.raises(ExecuteError, match="nowhere"):
+            submit_script("true", dry_run=True)
+    finally:
+        vars(settings).update(vars(Settings()))
+
+
 # files
 
 

@@ -282,12 +282,17 @@ class Agent:
 
 
 @pytest.fixture
-def agent() -> Iterator[Agent]:
-    folder = Path(tempfile.mkdtemp(prefix="agent-"))
-    agent = Agent(folder)
+def sockets() -> Iterator[Path]:
+    """A directory for sockets, whose names must be short."""
+    with tempfile.TemporaryDirectory(prefix="s-") as folder:
+        yield Path(folder)
+
+
+@pytest.fixture
+def agent(sockets: Path) -> Iterator[Agent]:
+    agent = Agent(sockets)
     yield agent
     agent.stop()
-    shutil.rmtree(folder)
 
 
 @pytest.mark.parametrize("kind", ["ed25519", "ecdsa", "rsa"])
@@ -1088,12 +1093,13 @@ def test_a_program_that_gives_no_answer(client: Client, sshd: Sshd, monkeypatch:
         assert text == "ssh there gave no answer within 0.5 s"
 
 
-def test_a_master_connection_is_used(client: Client, sshd: Sshd, monkeypatch: pytest.MonkeyPatch) -> None:
-    folder = tempfile.mkdtemp(prefix="control-")
-    url = client.host(sshd, "shared", ControlPath=f"{folder}/%C")
+def test_a_master_connection_is_used(
+    client: Client, sshd: Sshd, sockets: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url = client.host(sshd, "shared", ControlPath=f"{sockets}/%C")
     master = subprocess.Popen(["ssh", "-M", "-N", "shared"], stdin=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
-        until(lambda: os.listdir(folder), 20)
+        until(lambda: os.listdir(sockets), 20)
         before = sshd.logins
         there = ssh.transport(with_program(url))
         assert [there.run(["echo", str(n)], timeout=20).stdout for n in range(3)] == ["0\n", "1\n", "2\n"]
@@ -1106,12 +1112,10 @@ def test_a_master_connection_is_used(client: Client, sshd: Sshd, monkeypatch: py
     noticed(there)
     assert there.run(["echo", "on its own"], timeout=20).stdout == "on its own\n"
     assert sshd.logins > before
-    shutil.rmtree(folder)
 
 
-def test_a_master_that_stays_holds_nobody_up(client: Client, own_sshd: Sshd) -> None:
-    folder = tempfile.mkdtemp(prefix="control-")
-    url = client.host(own_sshd, ControlPath=f"{folder}/%C", ControlMaster="auto", ControlPersist="60")
+def test_a_master_that_stays_holds_nobody_up(client: Client, own_sshd: Sshd, sockets: Path) -> None:
+    url = client.host(own_sshd, ControlPath=f"{sockets}/%C", ControlMaster="auto", ControlPersist="60")
     before, began = own_sshd.logins, time.monotonic()
     there = ssh.transport(with_program(url))
     assert there.run(["echo", "in"], timeout=20).stdout == "in\n"
@@ -1120,7 +1124,6 @@ def test_a_master_that_stays_holds_nobody_up(client: Client, own_sshd: Sshd) -> 
     assert time.monotonic() - began < 10
     assert own_sshd.logins == before + 1
     subprocess.run(["ssh", "-O", "exit", "there"], check=True, capture_output=True)
-    shutil.rmtree(folder)
 
 
 def test_what_else_the_configuration_wants_of_the_program_does_no_harm(
