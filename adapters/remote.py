@@ -240,12 +240,14 @@ class Remote:
         with self._free:
             self._open -= len(self._idle)
             self._idle.clear()
+            self._most = _SHELLS
+            self._free.notify_all()
 
     @contextmanager
-    def _shell(self) -> Iterator[_Shell]:
+    def _shell(self, patient: bool = True) -> Iterator[_Shell]:
         """A shell for one question. If that raises, the shell is given up."""
         self._mistrust()
-        shell = self._take_shell()
+        shell = self._take_shell(patient)
         try:
             yield shell
         except BaseException:
@@ -265,11 +267,11 @@ class Remote:
             self._open -= 1
             self._free.notify()
 
-    def _take_shell(self) -> _Shell:
-        """A shell that is idle, or a new one as long as the machine lets us have one more."""
+    def _take_shell(self, patient: bool) -> _Shell:
+        """A shell that is idle, or a new one as long as the machine lets us have one more; else wait for one."""
         while True:
             with self._free:
-                while not self._idle and self._open >= self._most:
+                while patient and not self._idle and self._open >= self._most:
                     self._free.wait()
                 if self._idle:
                     return self._idle.pop()
@@ -279,7 +281,8 @@ class Remote:
             except BaseException as error:
                 self._let_go()
                 with self._free:
-                    if isinstance(error, Unreachable) or not isinstance(error, TransportError) or not self._open:
+                    final = isinstance(error, Unreachable) or not isinstance(error, TransportError)
+                    if final or not patient or not self._open:
                         raise
                     self._most = self._open  # sshd's MaxSessions
 
@@ -336,7 +339,7 @@ class Remote:
     def _kill(self, shell: _Shell) -> None:
         """End what a shell does that has not answered in time. If that fails too, the connection is dead."""
         try:
-            with self._shell() as other:
+            with self._shell(patient=False) as other:  # we hold one: to wait for another could be for ever
                 other.ask(f"kill -s KILL -- -{int(shell.group)}", timeout=5)
         except (TimeoutError, _Lost, OSError, TransportError):
             self.close()

@@ -123,7 +123,8 @@ def test_the_job_outlives_whoever_submitted_it_and_is_found_again(tmp_path: Path
         attach(str(entry.native_id), host="another")
 
 
-def test_what_ended_jobs_left_over_there_is_cleaned(sshd: Sshd) -> None:
+def test_what_ended_jobs_left_over_there_is_cleaned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("EXECUTE_JOURNAL", str(tmp_path / "journal"))
     job = submit_script("head -c 100000 /dev/zero", host=HOST)
     assert job.wait(PATIENCE)
     count, freed = clean(0)
@@ -313,21 +314,21 @@ def test_a_machine_that_asks_is_logged_in_to_once(
     sshd: Sshd,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    with interactive.running() as server:
+    with interactive.running(name="askingmachine") as server:
         sshd.add_host(server.block(interactive.INTERACTIVE_USER))
-        assert not shell.execute("--host=aguardedmachine", "echo in").success
-        assert "%execute_login aguardedmachine" in shell.out + shell.err
+        assert not shell.execute("--host=askingmachine", "echo in").success
+        assert "%execute_login askingmachine" in shell.out + shell.err
 
         def answer(prompt: str) -> str:
             return server.code if "code" in prompt else interactive.PASSWORD
 
         monkeypatch.setattr("getpass.getpass", answer)
         monkeypatch.setattr("builtins.input", answer)
-        assert shell.run("%execute_login aguardedmachine").success
-        assert "Logged in to aguardedmachine" in shell.out
+        assert shell.run("%execute_login askingmachine").success
+        assert "Logged in to askingmachine" in shell.out
         for _ in range(2):
-            assert shell.execute("--host=aguardedmachine", "echo in").success
+            assert shell.execute("--host=askingmachine", "echo in").success
             assert "\nin\nDone\n" in shell.out
         assert server.logins[interactive.INTERACTIVE_USER] == 1
-        assert shell.run("%execute_logout aguardedmachine").success
-        assert not shell.execute("--host=aguardedmachine", "echo in").success
+        assert shell.run("%execute_logout askingmachine").success
+        assert not shell.execute("--host=askingmachine", "echo in").success
