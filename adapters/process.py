@@ -242,7 +242,7 @@ class ProcessExecutor(JobExecutor):
         """The same job, run by our wrapper: a detached process tells nobody else its exit code."""
         root = str(self.config.work_directory / self.name)
         if self.transport.host is not None:
-            root = f"{self.transport.environment['HOME']}/.psij/work/{self.name}"  # the configuration's is ours
+            root = f"{self.transport.environment['HOME']}/.psij/{self.name}"  # the configuration's is ours
         directory = JobDir.new(root, job.id)
         script = f"#!/bin/bash -p\nexec {shlex.join([spec.executable or '', *(spec.arguments or [])])}\n"
         directory.create(self.transport, script.encode(), {})
