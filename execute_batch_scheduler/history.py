@@ -14,6 +14,7 @@ from execute_batch_scheduler import display, journal
 from execute_batch_scheduler.adapters import ssh, stock
 from execute_batch_scheduler.adapters.jobdir import JobDir, Record, read_records
 from execute_batch_scheduler.adapters.slurm import TrackedSlurmExecutor
+from execute_batch_scheduler.adapters.ssh_config import parse_host
 from execute_batch_scheduler.adapters.tracking import Report, judged
 from execute_batch_scheduler.adapters.transport import Local, Transport, TransportError
 from execute_batch_scheduler.errors import BadUsage, ExecuteError
@@ -270,7 +271,7 @@ def _attach_foreign(number: str, wlm: Optional[str], host: Optional[str], execut
     if not number.isdigit():
         raise unknown
     try:
-        url = None if host is None else ssh.parse_host(host).url
+        url = None if host is None else parse_host(host).url
         wlm, chosen = executor_for(wlm or "slurm", executor, url=url)
     except ValueError as error:
         raise BadUsage(f"host: {error}") from None

@@ -16,8 +16,9 @@ from typing import Literal, Optional, TypeVar, Union, overload
 from weakref import WeakKeyDictionary
 
 from execute_batch_scheduler import backend, directives, flags as flag_table, journal, transfer
-from execute_batch_scheduler.adapters import process, ssh, stock
+from execute_batch_scheduler.adapters import process, stock
 from execute_batch_scheduler.adapters.jobdir import JobDir
+from execute_batch_scheduler.adapters.ssh_config import parse_host
 from execute_batch_scheduler.adapters.tracking import OutcomeUnknown, Tracker
 from execute_batch_scheduler.adapters.transport import Local, Transport, TransportError
 from execute_batch_scheduler.errors import BackendUnavailable, BadUsage, SubmissionFailed
@@ -383,7 +384,7 @@ def _url(
             "--wlm=ssh runs it there without a scheduler"
         )
     try:
-        address = ssh.parse_host(host)
+        address = parse_host(host)
     except ValueError as error:
         raise BadUsage(f"host: {error}") from None
     named = None if identity is None else os.path.abspath(os.path.expanduser(identity))

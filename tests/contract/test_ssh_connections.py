@@ -19,10 +19,12 @@ from pathlib import Path
 from typing import Any, Optional
 
 import pytest
+from execute_batch_scheduler.adapters.ssh_config import Address, parse_url
+from execute_batch_scheduler.adapters.ssh_login import Ask
 from execute_batch_scheduler.adapters.transport import TransportError, Unreachable
 
 from execute_batch_scheduler import BadUsage, submit_script
-from execute_batch_scheduler.adapters import remote, ssh
+from execute_batch_scheduler.adapters import remote, ssh, ssh_login
 from execute_batch_scheduler.settings import settings
 from tests.contract.behaviour import until
 from tests.services import interactive as interactive_service, sshd as sshd_service
@@ -98,9 +100,9 @@ def client(sshd: Sshd, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Itera
     ssh._remotes.clear()
 
 
-def says(url: str, ask: Optional[ssh.Ask] = None) -> str:
+def says(url: str, ask: Optional[Ask] = None) -> str:
     """What a command over there prints, by a connection of its own."""
-    connection = ssh.connect(ssh.parse_url(url), ask)
+    connection = ssh.connect(parse_url(url), ask)
     try:
         stream = connection.open('echo "$USER" is in')
         text = b""
@@ -111,7 +113,7 @@ def says(url: str, ask: Optional[ssh.Ask] = None) -> str:
         connection.close()
 
 
-def refusal(url: str, ask: Optional[ssh.Ask] = None) -> str:
+def refusal(url: str, ask: Optional[Ask] = None) -> str:
     """Why there is no connection."""
     with pytest.raises(Unreachable) as caught:
         says(url, ask)
@@ -245,7 +247,7 @@ def test_without_the_ssh_program_its_configuration_is_read_all_the_same(
     assert says(url) == f"{sshd.user} is in\n"
     assert says(f"ssh://{hops[0].user}@gate:{hops[0].port}") == f"{sshd.user} is in\n"
     client.host(sshd, "other", IdentityFile=tmp_path / "none")
-    assert says(ssh.Address("other", identity=str(sshd.key)).url) == f"{sshd.user} is in\n"
+    assert says(Address("other", identity=str(sshd.key)).url) == f"{sshd.user} is in\n"
     client.config.write_text("nonsense\n")
     assert refusal(url) == "there: the ssh configuration cannot be read: Unparsable line nonsense"
 
@@ -391,7 +393,7 @@ def test_an_agent_that_is_gone_is_no_obstacle(
     assert f"agent at {tmp_path}/gone: No such file or directory" in text
     stuck = socket.create_server(str(tmp_path / "s"), family=socket.AF_UNIX)
     monkeypatch.setenv("SSH_AUTH_SOCK", str(tmp_path / "s"))
-    monkeypatch.setattr(ssh, "_AGENT_TIMEOUT", 0.2)
+    monkeypatch.setattr(ssh_login, "_AGENT_TIMEOUT", 0.2)
     with stuck:
         assert says(client.host(sshd, "third")) == f"{sshd.user} is in\n"
 
@@ -462,10 +464,10 @@ def test_an_identity_that_is_named_comes_first(client: Client, sshd: Sshd, tmp_p
     key = new_key(tmp_path / "my key")
     admit(sshd, key)
     client.host(sshd, IdentityFile=new_key(tmp_path / "wrong"))
-    address = ssh.Address("there", identity=str(key))
+    address = Address("there", identity=str(key))
     assert "identity=" in address.url
     assert says(address.url) == f"{sshd.user} is in\n"
-    assert says(ssh.Address("there", identity=str(key), program=True).url) == f"{sshd.user} is in\n"
+    assert says(Address("there", identity=str(key), program=True).url) == f"{sshd.user} is in\n"
 
 
 # who the machine is
@@ -776,7 +778,7 @@ def test_key_files_that_are_missing_or_none(client: Client, sshd: Sshd, tmp_path
     assert f"{odd}: cannot be used: " in text
     assert f"{public}: holds no private key, and no agent has it\n" in text
     for client_ in (False, True):
-        address = ssh.Address("there", identity=str(gone), program=client_)
+        address = Address("there", identity=str(gone), program=client_)
         assert refusal(address.url) == f"there: there is no key file {gone}"
     text = refusal(client.host(sshd, "usual", IdentityFile=None))
     assert "no key was found: ssh-keygen makes one, ssh-copy-id sends it" in text
@@ -1152,7 +1154,7 @@ def test_what_else_the_configuration_wants_of_the_program_does_no_harm(
 
 
 def test_a_connection_that_was_let_go_opens_nothing(url: str) -> None:
-    connection = ssh.connect(ssh.parse_url(url))
+    connection = ssh.connect(parse_url(url))
     stream = connection.open("cat")
     assert connection.alive()
     connection.close()
@@ -1361,7 +1363,7 @@ def test_calls_on_a_half_open_connection_end(
 
 def test_a_server_that_takes_no_further_session(client: Client) -> None:
     with sshd_service.running(name="narrow", options=["MaxSessions 1"]) as server:
-        connection = ssh.connect(ssh.parse_url(client.host(server)))
+        connection = ssh.connect(parse_url(client.host(server)))
         first = connection.open("cat")
         with pytest.raises(TransportError, match="no further session can be opened"):
             connection.open("cat")

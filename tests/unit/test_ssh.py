@@ -9,9 +9,8 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from execute_batch_scheduler.adapters.ssh import Address, known_keys, parse_host, parse_url
-
-from execute_batch_scheduler.adapters import ssh
+from execute_batch_scheduler.adapters.known_hosts import fingerprint, known_keys
+from execute_batch_scheduler.adapters.ssh_config import Address, parse_host, parse_url
 
 KEY = b"\0\0\0\x0bssh-ed25519\0\0\0\x20" + bytes(32)
 TEXT = base64.b64encode(KEY).decode()
@@ -216,4 +215,4 @@ def test_fingerprints_are_those_of_ssh_keygen(tmp_path: Path) -> None:
     file = tmp_path / "key.pub"
     file.write_text(f"ssh-ed25519 {TEXT}\n")
     result = subprocess.run(["ssh-keygen", "-l", "-f", str(file)], capture_output=True, text=True)
-    assert result.stdout.split()[1] == ssh.fingerprint(KEY)
+    assert result.stdout.split()[1] == fingerprint(KEY)
