@@ -67,6 +67,7 @@ class Details:
     started: Optional[float] = None
     ended: Optional[float] = None
     unanswered_since: Optional[float] = None
+    attempt: int = 0  # of which the scheduler speaks; the record's is less where the job was queued again
 
 
 @dataclass(frozen=True)
@@ -473,6 +474,7 @@ def _details(report: Report, entry: _Entry) -> Details:
         nodes=report.nodes or entry.details.nodes or (attempt.node if attempt else None),
         started=(attempt.started if attempt else None) or report.started,
         ended=((attempt.ended if attempt else None) or report.ended or time.time()) if report.final else None,
+        attempt=report.attempt,
     )
 
 

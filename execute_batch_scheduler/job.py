@@ -386,12 +386,15 @@ class Job:
             raise ConnectionLost(f"job {self.native_id} is as it was, but {error}") from error
 
     def _place(self, stream: str) -> Optional[output.Place]:
-        """Where an output lies, where in that file the last attempt's begins, and the number of that."""
+        """Where an output lies; None as long as only the node knows."""
         path = {"stdout": self._stdout, "stderr": self._stderr}[stream]()
         attempt = self._tracker.record(self.psij_job).attempt
-        if path is None or attempt is None or attempt.started is None:
-            return None if path is None else (path, 0, None)
-        return path, attempt.stdout_from if stream == "stdout" else attempt.stderr_from, attempt.number
+        if path is None:
+            return None
+        if attempt is None or attempt.started is None:
+            return output.Place(path)
+        begin = attempt.stdout_from if stream == "stdout" else attempt.stderr_from
+        return output.Place(path, begin, attempt.number, over=self.details.attempt > attempt.number)
 
     def _stdout(self) -> Optional[str]:
         path = self.spec.stdout_path

@@ -4,13 +4,34 @@ from __future__ import annotations
 
 import codecs
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Optional
 
 from execute_batch_scheduler.adapters.transport import Growing, Transport
 
 _TAIL = 1 << 16
-Place = tuple[str, int, Optional[int]]
-"""A file's path, where in it the job's output begins, and the number of the attempt whose output that is."""
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where an output lies.
+
+    Attributes
+    ----------
+    path
+        The file.
+    begin
+        Where in it the output of the attempt begins.
+    attempt
+        The number of the attempt; None as long as that is not known.
+    over
+        Whether the job was queued again: what comes from now on is of another attempt.
+    """
+
+    path: str
+    begin: int = 0
+    attempt: Optional[int] = None
+    over: bool = False
 
 
 class Output:
@@ -49,6 +70,7 @@ class Output:
         self._file_restarts = 0
         self._attempt: Optional[int] = None
         self._expected = False  # a truncation showed; the attempt that it belongs to will
+        self._drained = False  # when it was read last, there was no more
         self._at = 0  # offset in the file
         self._shown = 0  # bytes
         self._finished = False
@@ -56,7 +78,7 @@ class Output:
 
     def __repr__(self) -> str:
         place = self._place()
-        where = f"in {place[0]}" if place else "which has not begun"
+        where = f"in {place.path}" if place else "which has not begun"
         return f"<output {where}: {self._shown:,} bytes read so far; .read() gives what has come since>"
 
     def read(self) -> str:
@@ -64,18 +86,22 @@ class Output:
         place = self._place()
         if place is None:
             return ""
-        path, begin, attempt = place
+        begin = place.begin
         if self._file is None:
-            self._open(path, begin)
-        elif attempt != self._attempt and self._attempt is not None:
+            self._open(place.path, begin)
+        elif place.attempt != self._attempt and self._attempt is not None:
             if begin > self._at and (text := self._read(begin - self._at)):
                 return text  # of the attempt before, to which this one is appended
             if not self._expected:
                 self._begin_anew()
-                self._open(path, max(begin, self._at) if begin else 0)  # appended, or the file was truncated
+                self._open(place.path, max(begin, self._at) if begin else 0)  # appended, or the file was truncated
             self._expected = False
-        self._attempt = attempt
-        return self._read(self._transport.piece)
+        self._attempt = place.attempt
+        if place.over and self._drained:
+            return ""
+        text = self._read(self._transport.piece)
+        self._drained = not text
+        return text
 
     def _read(self, most: int) -> str:
         assert self._file is not None
@@ -112,22 +138,21 @@ class Output:
         place = self._place()
         if self._most is None or place is None or self._shown < self._most:
             return self._decode(b"", True)
-        path = place[0]
         try:
-            size = self._transport.size(path)
+            size = self._transport.size(place.path)
             left_out = size - self._at - self._most
-            tail = self._transport.read(path, max(self._at, size - self._most))
+            tail = self._transport.read(place.path, max(self._at, size - self._most))
         except FileNotFoundError:
             return self._decode(b"", True)
         if left_out <= 0:
             return self._decode(tail, True)
-        note = f"\n[... {left_out:,} bytes are not shown; the whole is in {path} ...]\n"
+        note = f"\n[... {left_out:,} bytes are not shown; the whole is in {place.path} ...]\n"
         return self._decode(b"", True) + note + tail.decode(errors="replace")
 
 
 def whole(transport: Transport, place: Optional[Place]) -> str:
     """A file's text from where the job's output begins; '' if no file is known. FileNotFoundError if it is gone."""
-    return "" if place is None else transport.read(*place[:2]).decode(errors="replace")
+    return "" if place is None else transport.read(place.path, place.begin).decode(errors="replace")
 
 
 def last_lines(transport: Transport, path: Optional[str], count: int = 10) -> list[str]:

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 from execute_batch_scheduler.adapters.transport import Local
 
-from execute_batch_scheduler.output import Output, last_lines, whole
+from execute_batch_scheduler.output import Output, Place, last_lines, whole
 
 PIECE = 1 << 16
 
@@ -16,7 +16,7 @@ def file(tmp_path):
 
 
 def reader(path, most=None):
-    return Output(Local(), lambda: (str(path), 0, None), most)
+    return Output(Local(), lambda: Place(str(path)), most)
 
 
 def append(path, data):
@@ -44,7 +44,7 @@ def test_a_file_that_is_not_there_yet_is_waited_for(tmp_path):
 
 def test_a_path_that_is_not_known_yet_is_asked_for_again(file):
     file.write_text("here")
-    places = iter([None, None, *[(str(file), 0, None)] * 9])
+    places = iter([None, None, *[Place(str(file))] * 9])
     out = Output(Local(), lambda: next(places))
     assert [out.read() for _ in range(3)] == ["", "", "here"]
 
@@ -109,11 +109,11 @@ class Attempts:
     """A job's output over its attempts, whose records come when they are told."""
 
     def __init__(self, file):
-        self.file, self.begin, self.number = file, 0, 0
-        self.out = Output(Local(), lambda: (str(file), self.begin, self.number))
+        self.file, self.begin, self.number, self.over = file, 0, 0, False
+        self.out = Output(Local(), lambda: Place(str(file), self.begin, self.number, self.over))
 
     def next(self, begin=0):
-        self.begin, self.number = begin, self.number + 1
+        self.begin, self.number, self.over = begin, self.number + 1, False
 
     def read(self):
         return self.out.read(), self.out.restarts
@@ -159,6 +159,23 @@ def test_an_attempt_that_is_appended_is_told_apart_and_not_repeated(file):
     job.next(begin=20)
     assert job.read() == ("unread\n", 1)
     assert job.read() == ("third\n", 2)
+
+
+@pytest.mark.parametrize("appended", [True, False])
+def test_what_comes_when_the_job_was_queued_again_waits_for_the_record_of_its_attempt(file, appended):
+    file.write_text("first\n")
+    job = Attempts(file)
+    assert job.read() == ("first\n", 0)
+    append(file, b"killed\n")
+    job.over = True
+    assert job.read() == ("killed\n", 0)
+    assert job.read() == ("", 0)
+    append(file, b"second\n") if appended else file.write_text("much longer than the first\n")
+    assert job.read() == ("", 0)  # nothing tells yet whose that is
+    job.next(begin=13 if appended else 0)
+    assert job.read() == ("second\n" if appended else "much longer than the first\n", 1)
+    append(file, b"more\n")
+    assert job.read() == ("more\n", 1)
 
 
 def test_the_first_record_of_a_job_changes_nothing(file):
@@ -222,10 +239,10 @@ def test_a_file_that_is_gone_at_the_end_has_no_tail(file):
 
 def test_the_whole_text(file):
     file.write_bytes(b"a\xc3\xa9\xff\n" * 3)
-    assert whole(Local(), (str(file), 0, None)) == "aé\ufffd\n" * 3
+    assert whole(Local(), Place(str(file))) == "aé\ufffd\n" * 3
     assert whole(Local(), None) == ""
     with pytest.raises(FileNotFoundError):
-        whole(Local(), (f"{file}.none", 0, None))
+        whole(Local(), Place(f"{file}.none"))
 
 
 @pytest.mark.parametrize(
