@@ -130,7 +130,9 @@ do
   fi
   look
   quiet=$((quiet + 1))
-  if [ $quiet -lt 200 ]; then
+  if [ $quiet -lt 100 ]; then
+    tick=.002
+  elif [ $quiet -lt 200 ]; then
     tick=.005
   elif [ $quiet -lt 1000 ]; then
     tick=.02

@@ -24,8 +24,7 @@ from psij import InvalidJobException, Job, JobExecutor, JobExecutorConfig, JobSp
 _TIMEOUT = 30.0
 _KILL_AFTER = 5  # seconds from TERM to KILL when a job is cancelled
 _LOOKS = (0.2, 1, 3)  # seconds before each look for a process whose start was not confirmed
-_BASH = ["/bin/bash", "--norc", "-p", "-c"]  # --norc: below sshd it would read ~/.bashrc even so
-_LIST = [*_BASH, 'exec ps -ww -u "$UID" -o pid=,stat=,args=']
+_LIST = 'exec ps -ww -u "$UID" -o pid=,stat=,args='
 
 # A background child of a shell has SIGINT and SIGQUIT ignored, and what is ignored at its start a script cannot get
 # back: hence the trap. The id is told only when every redirection has succeeded, and before our own output and errors
@@ -150,11 +149,8 @@ class ProcessExecutor(JobExecutor):
         if JobDir.of(spec) is None:
             job.spec = spec = self._wrapped(job, spec)
         try:
-            result = self.transport.run(
-                [*_BASH, start_script(spec)],
-                timeout=_TIMEOUT,
-                environment=_environment(spec, self.transport.environment),
-            )
+            environment = _environment(spec, self.transport.environment)
+            result = self.transport.script(start_script(spec), timeout=_TIMEOUT, environment=environment)
             if not result.stdout.strip().isdigit():
                 raise SubmitException(result.stderr.strip() or "the process could not be started")
             job._native_id = int(result.stdout)
@@ -176,7 +172,7 @@ class ProcessExecutor(JobExecutor):
         directory.note_cancelled(self.transport)
         script = _CANCEL.format(pid=int(job.native_id), patience=_KILL_AFTER * 10)
         try:
-            result = self.transport.run([*_BASH, script], timeout=_TIMEOUT)
+            result = self.transport.script(script, timeout=_TIMEOUT)
         except TransportError as error:
             raise SubmitException(str(error)) from error
         if result.exit_code != 0:
@@ -193,7 +189,7 @@ class ProcessExecutor(JobExecutor):
 
     def list(self) -> list[str]:
         """See PSI/J: the processes of this user that run our wrapper."""
-        result = self.transport.run(_LIST, timeout=_TIMEOUT)
+        result = self.transport.script(_LIST, timeout=_TIMEOUT)
         return [pid for pid, args in parse_processes(result.stdout).items() if re.search(r"/jobs/[^/]+/run$", args)]
 
     def inspect(self, job: Job) -> Details:
@@ -206,7 +202,7 @@ class ProcessExecutor(JobExecutor):
 
     def look_up(self, jobs: Sequence[Job], since: float) -> dict[str, str]:
         """Process ids of jobs whose start was not seen, by PSI/J id. `since` is of no use here."""
-        result = self.transport.run(_LIST, timeout=_TIMEOUT)
+        result = self.transport.script(_LIST, timeout=_TIMEOUT)
         processes = parse_processes(result.stdout)
         found = {}
         for job in jobs:

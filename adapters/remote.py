@@ -46,6 +46,7 @@ _PIECE = 1 << 22
 _WINDOW = 1 << 22  # bytes of a growing file that may be under way or unread
 _CHUNK = 1 << 20
 _TEXT_LIMIT = 1 << 20
+_READ = 1 << 16  # bytes up to which bash reads as fast as another program would begin to
 _SILENCE = 20.0  # seconds without a sign of life after which a connection is given up; one comes each five
 _PAUSES = (0.2, 0.5, 1, 2, 5, 10)  # before a connection is tried again
 _REFUSED = 300.0  # the same where we are not let in: a site counts that
@@ -160,6 +161,13 @@ class _Shell:
         pieces.append(tail[:at])
         self._rest = tail[at + len(mark) :]
         return b"".join(pieces)
+
+
+def _fill(content: bytes) -> str:
+    """What prints so much of the input: without a process where bash itself can."""
+    if len(content) > _READ or b"\0" in content:
+        return f"head -c {len(content)}"
+    return f"read -r -d '' -N {len(content)} text && printf %s \"$text\"" if content else ":"
 
 
 class Remote:
@@ -355,13 +363,7 @@ class Remote:
         put: Optional[Mapping[str, bytes]] = None,
     ) -> Result:
         """Run a command over there; see `Transport`. Unanswered where the connection broke: it may have run."""
-        lines = []
-        if environment is not None:
-            base = self.environment
-            gone = [name for name in base if name not in environment and name.isidentifier()]
-            lines += [f"unset -v {' '.join(gone)}"] if gone else []
-            changed = {name: value for name, value in environment.items() if base.get(name) != value}
-            lines += [f"export {name}={shlex.quote(value)}" for name, value in changed.items()]
+        lines = self._environment_lines(environment)
         if put:
             lines.append("umask 077")
             lines += [f"head -c {len(data)} >{shlex.quote(path)} || exit" for path, data in put.items()]
@@ -372,6 +374,23 @@ class Remote:
         out = answer.out.decode(errors="replace")
         return Result(tuple(command), self.host, answer.exit_code, out, answer.err)
 
+    def script(self, text: str, *, timeout: float, environment: Optional[Mapping[str, str]] = None) -> Result:
+        """Run lines of bash over there, in a shell that is open already; Unanswered as with `run`."""
+        lines = [*self._environment_lines(environment), text]
+        answer = self._ask("\n".join(lines), b"", timeout, again=False)
+        out = answer.out.decode(errors="replace")
+        return Result(("bash", "-c", text), self.host, answer.exit_code, out, answer.err)
+
+    def _environment_lines(self, environment: Optional[Mapping[str, str]]) -> list[str]:
+        """What makes the environment of a shell over there into this one; None leaves it."""
+        if environment is None:
+            return []
+        base = self.environment
+        gone = [name for name in base if name not in environment and name.isidentifier()]
+        changed = {name: value for name, value in environment.items() if base.get(name) != value}
+        lines = [f"unset -v {' '.join(gone)}"] if gone else []
+        return lines + [f"export {name}={shlex.quote(value)}" for name, value in changed.items()]
+
     # files
 
     def create(self, path: str, files: Mapping[str, tuple[bytes, int]], beside: Sequence[str] = ()) -> None:
@@ -379,11 +398,10 @@ class Remote:
         parents = {path.rpartition("/")[0], *beside}
         lines = ["umask 077"]
         lines += [f"[ -d {shlex.quote(parent)} ] || mkdir -p -- {shlex.quote(parent)} || exit" for parent in parents]
-        lines += [f"mkdir -- {shlex.quote(path)} && cd -- {shlex.quote(path)} || exit"]
+        lines += [f"mkdir -- {shlex.quote(path)} && cd -- {shlex.quote(path)} || exit", "LC_ALL=C IFS="]
         undo = f"{{ cd /; rm -rf -- {shlex.quote(path)}; exit 1; }}"
         for name, (content, mode) in files.items():
-            fill = f"head -c {len(content)} " if content else ""
-            lines.append(f"{fill}>{shlex.quote(name)} || {undo}")
+            lines.append(f"{_fill(content)} >{shlex.quote(name)} || {undo}")
             if mode != 0o600:
                 lines.append(f"chmod {mode:o} {shlex.quote(name)}")
         data = b"".join(content for content, _ in files.values())

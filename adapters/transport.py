@@ -97,6 +97,9 @@ class Transport(Protocol):
     ) -> Result:
         """Run a command to its end, after private files were written; an exit code other than 0 is no error here."""
 
+    def script(self, text: str, *, timeout: float, environment: Optional[Mapping[str, str]] = None) -> Result:
+        """Run lines of bash to their end, of which an interrupt or a profile here or there knows nothing."""
+
     def create(self, path: str, files: Mapping[str, tuple[bytes, int]], beside: Sequence[str] = ()) -> None:
         """Make a private directory holding `files`, name -> (content, mode); on failure nothing is left of it.
 
@@ -168,6 +171,10 @@ class Local:
             process.communicate()
             raise Unanswered(f"{shlex.join(command)} gave no answer on this machine within {timeout:g} s") from None
         return Result(tuple(command), None, process.returncode, _text(out), _text(err))
+
+    def script(self, text: str, *, timeout: float, environment: Optional[Mapping[str, str]] = None) -> Result:
+        """Run lines of bash. --norc: below sshd it would read ~/.bashrc even so."""
+        return self.run(["/bin/bash", "--norc", "-p", "-c", text], timeout=timeout, environment=environment)
 
     def create(self, path: str, files: Mapping[str, tuple[bytes, int]], beside: Sequence[str] = ()) -> None:
         """Make a private directory holding `files`, and the directories `beside` it."""

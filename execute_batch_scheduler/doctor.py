@@ -203,7 +203,7 @@ def _there(name: str, submit: bool) -> Iterator[Finding]:
 
 def _shell(transport: Transport, script: str) -> list[str]:
     """The lines that a script prints over there."""
-    result = transport.run(["/bin/bash", "--norc", "-p", "-c", script], timeout=_PATIENCE)
+    result = transport.script(script, timeout=_PATIENCE)
     return (result.stdout or result.stderr).splitlines()
 
 

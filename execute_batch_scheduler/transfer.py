@@ -22,14 +22,14 @@ Progress = Callable[[str, int, int], None]
 _TIMEOUT = 120.0
 # Patterns are expanded, and nothing else in them is: with no IFS they are not split, and no shell reads them again.
 _LIST = """\
-cd -- "$1" || exit
-shift
+cd -- {directory} || exit
+set -- {patterns}
 shopt -s nullglob globstar
 IFS=''
 for pattern; do
   found=($pattern)
-  [ -e "${found[0]-}" ] || { printf '%s: nothing there has such a name\\n' "$pattern" >&2; exit 1; }
-  find -L "${found[@]/#-/./-}" -type f -printf '%s %m\\0%H\\0%P\\0' || exit
+  [ -e "${{found[0]-}}" ] || {{ printf '%s: nothing there has such a name\\n' "$pattern" >&2; exit 1; }}
+  find -L "${{found[@]/#-/./-}}" -type f -printf '%s %m\\0%H\\0%P\\0' || exit
 done
 """
 
@@ -67,7 +67,8 @@ def put(transport: Transport, paths: Sequence[str], directory: str, progress: Pr
     """
     files = [file for path in paths for file in _local_files(path, directory)]
     total, done = sum(file.size for file in files), 0
-    _shell(transport, ["mkdir", "-p", "--", *sorted({os.path.dirname(file.target) for file in files} | {directory})])
+    folders = sorted({os.path.dirname(file.target) for file in files} | {directory})
+    _shell(transport, f"mkdir -p -- {shlex.join(folders)}")
     for file in files:
         part = f"{file.target}.part"
         progress(file.target, done, total)
@@ -84,8 +85,7 @@ def put(transport: Transport, paths: Sequence[str], directory: str, progress: Pr
             raise ExecuteError(f"{file.source} could not be copied to {transport.host}: {error}") from error
         done += file.size
         mode = "chmod u+x -- {0} && " if file.executable else ""
-        move = (mode + "mv -f -- {0} {1}").format(shlex.quote(part), shlex.quote(file.target))
-        _shell(transport, ["/bin/bash", "--norc", "-p", "-c", move])
+        _shell(transport, (mode + "mv -f -- {0} {1}").format(shlex.quote(part), shlex.quote(file.target)))
 
 
 def get(
@@ -114,7 +114,7 @@ def get(
     ExecuteError
         If there is no such file, one cannot be read or written, or a name would lead out of `to`.
     """
-    listed = _shell(transport, ["/bin/bash", "--norc", "-p", "-c", _LIST, "list", directory, *patterns])
+    listed = _shell(transport, _LIST.format(directory=shlex.quote(directory), patterns=shlex.join(patterns)))
     files = list(_remote_files(listed, directory, to))
     total, done, written = sum(file.size for file in files), 0, []
     for file in files:
@@ -167,9 +167,9 @@ def _inside(to: str, name: str) -> str:
     return target
 
 
-def _shell(transport: Transport, command: Sequence[str]) -> str:
-    result = transport.run(command, timeout=_TIMEOUT)
+def _shell(transport: Transport, script: str) -> str:
+    result = transport.script(script, timeout=_TIMEOUT)
     if result.exit_code != 0:
-        said = (result.stderr.strip() or f"{command[0]} ended with exit code {result.exit_code}").splitlines()[-1]
+        said = (result.stderr.strip() or f"exit code {result.exit_code}").splitlines()[-1]
         raise ExecuteError(f"on {transport.host}: {said}")
     return result.stdout
