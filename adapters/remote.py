@@ -99,8 +99,9 @@ class _Answer:
 class _Shell:
     """One bash over there."""
 
-    def __init__(self, stream: Stream, host: str) -> None:
-        self.stream = stream
+    def __init__(self, connection: Connection, command: str, host: str) -> None:
+        self.connection = connection
+        self.stream = connection.open(command)
         self._host = host
         self._marker = secrets.token_hex(16)
         self._rest = b""
@@ -205,11 +206,10 @@ class Remote:
     @property
     def environment(self) -> Mapping[str, str]:
         """The variables that a login shell has there."""
-        if self._environment is None:
+        while (environment := self._environment) is None:
             with self._shell():
                 pass
-        assert self._environment is not None
-        return self._environment
+        return environment
 
     def connection(self) -> Connection:
         """The open connection, made anew if need be; those who ask at the same time share the attempt."""
@@ -263,10 +263,11 @@ class Remote:
             shell.stream.close()
             raise
         with self._free:
-            if not shell.left:
+            usable = not shell.left and shell.connection is self._connection
+            if usable:
                 self._idle.append(shell)
                 self._free.notify()
-        if shell.left:
+        if not usable:
             self._let_go()
             shell.stream.close()
 
@@ -296,22 +297,24 @@ class Remote:
 
     def _new_shell(self) -> _Shell:
         connection = self.connection()
-        shell = _Shell(connection.open(self._command), self._name)
+        try:
+            shell = self._begun(connection, self._command)
+        except Unreachable:
+            if self._command == _PLAIN or self._environment is not None:
+                raise
+            shell = self._begun(connection, _PLAIN)
+            self._command = _PLAIN
+        if self._environment is None and connection is self._connection:
+            self._environment = shell.environment
+        return shell
+
+    def _begun(self, connection: Connection, command: str) -> _Shell:
+        shell = _Shell(connection, command, self._name)
         try:
             shell.begin()
         except Unreachable:
             shell.stream.close()
-            if self._command == _PLAIN or self._environment is not None:
-                raise
-            shell = _Shell(connection.open(_PLAIN), self._name)
-            try:
-                shell.begin()
-            except Unreachable:
-                shell.stream.close()
-                raise
-            self._command = _PLAIN
-        if self._environment is None:
-            self._environment = shell.environment
+            raise
         return shell
 
     def _ask(self, script: str, data: bytes = b"", timeout: float = _TIMEOUT, again: bool = True) -> _Answer:

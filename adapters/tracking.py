@@ -183,6 +183,8 @@ class Tracker:
                 self._running = True
                 for target in (self._watch, self._inquire):
                     threading.Thread(target=target, name=f"{self._name} {target.__name__}", daemon=True).start()
+        if job.status.state is JobState.NEW:  # attached to: it was submitted, whatever else is found
+            self._tell(entry, JobStatus(JobState.QUEUED))
         if early is not None:
             self._take_text(entry, early)
         self._wake.set()

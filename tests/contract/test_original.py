@@ -30,16 +30,8 @@ def test_the_first_session(shell: Shell, slurm: Any) -> None:  # noqa: F811
 
 def test_all_parameters_go_to_sbatch(shell: Shell, slurm: Any) -> None:  # noqa: F811
     me = getpass.getuser()
-    slurm.run(
-        "scontrol",
-        "create",
-        "reservation",
-        "reservationname=rsv",
-        "starttime=now",
-        "duration=60",
-        f"users={me}",
-        "nodes=sn1",
-    )
+    words = ["reservationname=rsv", "starttime=now", "duration=60", f"users={me}", "nodes=sn1"]
+    until(lambda: slurm.run("scontrol", "create", "reservation", *words, check=False))  # once the node is idle
     try:
         cell = "echo $SLURM_JOB_ID\nsrun -n 4 sh -c 'echo $SLURMD_NODENAME'"
         line = "-n4 -N1 --reservation=rsv --time=00:42:00 --no-stream --jobid=number --amgr=job"

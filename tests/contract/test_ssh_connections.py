@@ -24,7 +24,7 @@ from execute_batch_scheduler.adapters.ssh_login import Ask
 from execute_batch_scheduler.adapters.transport import TransportError, Unreachable
 
 from execute_batch_scheduler import BadUsage, submit_script
-from execute_batch_scheduler.adapters import remote, ssh, ssh_login
+from execute_batch_scheduler.adapters import remote, ssh, ssh_config, ssh_login
 from execute_batch_scheduler.settings import settings
 from tests.contract.behaviour import until
 from tests.services import interactive as interactive_service, sshd as sshd_service
@@ -792,7 +792,7 @@ def test_a_configuration_that_is_broken(client: Client, monkeypatch: pytest.Monk
     assert f"{client.config} line 2" in text or f"{client.config}: line 2" in text
     assert "prot" in text.lower()
     client.config.write_text('Match exec "sleep 20"\n  Port 22\n')
-    monkeypatch.setattr(ssh, "_LOGIN_TIMEOUT", 0.3)
+    monkeypatch.setattr(ssh_config, "_TIMEOUT", 0.3)
     assert refusal("ssh://there") == "there: ssh -G gives no answer within 0.3 s; see Match in ~/.ssh/config"
 
 

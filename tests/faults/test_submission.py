@@ -111,13 +111,13 @@ def test_a_kernel_killed_at_a_random_moment_costs_at_most_nothing(slurm: Any, tm
     )
     told = 0
     for number in range(100):
-        process = subprocess.Popen([sys.executable, "-c", code, str(number)], stdout=subprocess.PIPE, text=True)
-        assert process.stdout is not None
-        assert process.stdout.readline() == "begin\n"
-        time.sleep(chance.choice([0.03, 0.03, 1.0]) * chance.random())
-        process.kill()
-        told += "submitted" in process.stdout.read()
-        process.wait()
+        words = [sys.executable, "-c", code, str(number)]
+        with subprocess.Popen(words, stdout=subprocess.PIPE, text=True) as process:
+            assert process.stdout is not None
+            assert process.stdout.readline() == "begin\n"
+            time.sleep(chance.choice([0.03, 0.03, 1.0]) * chance.random())
+            process.kill()
+            told += "submitted" in process.stdout.read()
     until(lambda: not slurm.run("squeue", "-h"))
     entries = {entry.key: entry for entry in jobs()}
     commands = slurm.run("squeue", "-h", "-t", "all", "-o", "%o").splitlines()

@@ -175,7 +175,7 @@ def test_an_end_record_triggers_exactly_one_question_and_the_answer_decides(trac
     memory.write(one, ENDED)
     until(lambda: tracker.status(one).final)
     assert scheduler.asked == [["7"]]
-    assert delivered == [("7", JobState.ACTIVE), ("7", JobState.FAILED)]
+    assert delivered == [("7", JobState.QUEUED), ("7", JobState.ACTIVE), ("7", JobState.FAILED)]
     status, details = tracker.status(one), tracker.details(one)
     assert (status.exit_code, status.message) == (0, "TimeLimit")  # the code is the record's, the state Slurm's
     assert details == Details("TIMEOUT", "TimeLimit", nodes="n1", started=100.0, ended=200.0)
@@ -268,7 +268,7 @@ def test_a_question_without_an_answer_changes_no_state_and_is_asked_again(track,
     assert before <= since <= time.time()
     time.sleep(0.05)
     assert tracker.details(one).unanswered_since == since  # several times, and still since then
-    assert (state(tracker, one), delivered) == (JobState.NEW, [])
+    assert (state(tracker, one), delivered) == (JobState.QUEUED, [("7", JobState.QUEUED)])
     gate.set()
     until(lambda: state(tracker, one) is JobState.ACTIVE)
     assert tracker.details(one).unanswered_since is None
@@ -327,7 +327,7 @@ def test_an_unknown_state_is_kept_as_text_and_changes_nothing(track, job, delive
     tracker, one = track(Scheduler(Report(None, "DREAMING")), **EAGER), job()
     tracker.register_job(one)
     until(lambda: tracker.details(one).native_state == "DREAMING")
-    assert (state(tracker, one), delivered) == (JobState.NEW, [])
+    assert (state(tracker, one), delivered) == (JobState.QUEUED, [("7", JobState.QUEUED)])
 
 
 def test_a_failure_without_a_start_names_the_directory(track, job):
@@ -355,7 +355,7 @@ def test_a_mark_of_another_job_makes_nobody_read(track, job, memory):
     memory.append(JobDir.of(one.spec).record, STARTED.encode())
     memory.write(other, STARTED)
     looks(memory)
-    assert state(tracker, one) is JobState.NEW
+    assert state(tracker, one) is JobState.QUEUED
 
 
 def test_one_listing_serves_many_jobs(track, job, memory):
