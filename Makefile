@@ -3,6 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 WLM ?= local
+WORKERS ?= 3# at once; each starts services of its own, and mostly waits for them
 SOURCES := $(shell git ls-files -co --exclude-standard -- adapters execute_batch_scheduler execute_cell.py build_tools 2>/dev/null) setup.py pyproject.toml README.md
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
@@ -20,7 +21,7 @@ $(BIN)/python:
 # The package is installed as a user would have it; tests run against that, not against the checkout.
 $(VENV)/installed: $(BIN)/python $(SOURCES)
 	@rm -rf build ./*.egg-info
-	@$(BIN)/python -c 'import psij, IPython, ruff, pytest, submitit, asyncssh' 2>/dev/null || $(BIN)/pip install -q '.[test]'
+	@$(BIN)/python -c 'import psij, IPython, ruff, pytest, xdist, submitit, asyncssh' 2>/dev/null || $(BIN)/pip install -q '.[test]'
 	@$(BIN)/pip install -q --force-reinstall --no-deps .
 	@rm -rf build ./*.egg-info
 	@touch $@
@@ -46,7 +47,7 @@ services:
 
 test: services lint types
 	$(BIN)/pip check
-	$(BIN)/pytest tests --durations=10 --cov --cov-report=term:skip-covered
+	$(BIN)/pytest tests -n $(WORKERS) --dist worksteal --durations=25 --cov --cov-report=term:skip-covered
 	@tests/services/install.sh --missing slurm accounting ssh
 
 clean:

@@ -38,6 +38,12 @@ logger = logging.getLogger(__name__)
 # a login shell, whose profile gets no input and whose output is passed over.
 _LOGIN = """exec /bin/sh -c 'exec 3<&0 </dev/null; exec /bin/bash -lc "exec /bin/bash -p <&3 3<&-"'"""
 _PLAIN = "exec /bin/bash -p"  # for those whose profile ends in another program
+# How an open shell takes a question: so many bytes of its input, read at once. Commands bash reads byte by byte.
+_OBEY = """exec 9</dev/null; __obey() { # LENGTH INPUT MARKER
+  IFS= LC_ALL=C read -r -d '' -N "$1" __script
+  { __err=$( { eval "$__script"; } 2>&1 >&3 3>&- <&"$2" 9<&- ); __code=$?; } 3>&1
+  printf '\\n%s %s\\n%s\\n%s\\n' "$3" "$__code" "$__err" "$3"
+}"""
 _FEED = Path(__file__).with_name("feed.bash").read_text()
 _SHELLS = 6  # at once; sshd's default MaxSessions is 10
 _BEGIN_TIMEOUT = 20.0
@@ -113,7 +119,7 @@ class _Shell:
         """Get past whatever profile and banner print; TransportError where no bash comes."""
         said = b""
         try:
-            self.stream.send(f"exec 2>/dev/null; cd; printf '\\n%s\\n' {self._marker}\n".encode())
+            self.stream.send(f"exec 2>/dev/null; cd; {_OBEY}\nprintf '\\n%s\\n' {self._marker}\n".encode())
             said = self._until(f"\n{self._marker}\n".encode(), time.monotonic() + _BEGIN_TIMEOUT)
             answer = self.ask('read -r _ _ _ _ group _ </proc/$$/stat; echo "$group"; cat "/proc/$$/environ"')
         except (TimeoutError, _Lost, OSError) as error:
@@ -132,16 +138,10 @@ class _Shell:
     def ask(self, script: str, data: bytes = b"", timeout: float = _TIMEOUT) -> _Answer:
         """Run a script; `data` is its input. TimeoutError, _Lost or OSError leave the shell unusable."""
         end = time.monotonic() + timeout
-        source = "" if data else " </dev/null"
+        words = script.encode(errors="surrogateescape")
         # What a failed script leaves of its input must not be taken for commands: hence the exit.
-        leave = "; [ $c = 0 ] || exit" if data else ""
-        self.stream.send(
-            f"{{ e=$( {{ {script}\n}} 2>&1 >&3 3>&-{source} ); c=$?; }} 3>&1; "
-            f"printf '\\n%s %s\\n%s\\n%s\\n' {self._marker} $c \"$e\" {self._marker}{leave}\n".encode(
-                errors="surrogateescape"
-            )
-            + data
-        )
+        source, leave = (0, '; [ "$__code" = 0 ] || exit') if data else (9, "")
+        self.stream.send(f"__obey {len(words)} {source} {self._marker}{leave}\n".encode() + words + data)
         out = self._until(f"\n{self._marker} ".encode(), end)
         code = int(self._until(b"\n", end))
         err = self._until(f"\n{self._marker}\n".encode(), end)
@@ -488,7 +488,11 @@ class Remote:
     def open_feed(self, marker: str) -> Stream:
         """A bash that runs `feed.bash`."""
         shell = self._new_shell()
-        shell.stream.send(f"marker={marker} chunk={_CHUNK}\n{_FEED}\nexit\n".encode())
+        try:
+            shell.stream.send(f"marker={marker} chunk={_CHUNK}\n{_FEED}\nexit\n".encode())
+        except OSError:
+            shell.stream.close()
+            raise
         return shell.stream
 
 
