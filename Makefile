@@ -47,7 +47,7 @@ services:
 
 test: services lint types
 	$(BIN)/pip check
-	$(BIN)/pytest tests -n $(WORKERS) --dist worksteal --durations=25 --cov --cov-report=term:skip-covered
+	$(BIN)/pytest tests -n $(WORKERS) --dist loadscope --durations=25 --cov --cov-report=term:skip-covered
 	@tests/services/install.sh --missing slurm accounting ssh
 
 clean:

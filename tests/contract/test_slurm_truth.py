@@ -62,7 +62,8 @@ class Twins:
 
     def ready(self) -> bool:
         """Whether both have said so: a script that is signalled before its first line has no handler yet."""
-        return self.job.stdout() == "ready\n" and self.plain_output.read_text() == "ready\n"
+        plain = self.plain_output.read_text() if self.plain_output.exists() else ""
+        return self.job.stdout() == plain == "ready\n"
 
     def running(self) -> Twins:
         until(

@@ -41,6 +41,7 @@ TrackWCKey=no
 ALLOWED: tuple[tuple[str, str], ...] = (
     (r"record Command$", "sbatch gets a file of ours that runs the wrapper"),
     (r"record \w*(Time|Eval)$", "two jobs, two moments"),
+    (r"record Scheduler$", "which of Slurm's two looked at it first is chance"),
     (r"record AllocNode:Sid$", "the session that sbatch ran in"),
     (r"record Priority$", "falls with each job; whether one is held or nice is compared by other fields"),
     (r"record (\w*NodeList|BatchHost|Nodes|CPU_IDs)$", "where there is room is chance; how much is taken is compared"),
