@@ -298,6 +298,14 @@ class Remote:
     def _new_shell(self) -> _Shell:
         connection = self.connection()
         try:
+            return self._shell_of(connection)
+        except TransportError:
+            if connection.alive():
+                raise
+        return self._shell_of(self.connection())  # nothing was asked of the one that broke
+
+    def _shell_of(self, connection: Connection) -> _Shell:
+        try:
             shell = self._begun(connection, self._command)
         except Unreachable:
             if self._command == _PLAIN or self._environment is not None:

@@ -127,11 +127,14 @@ class _Paramiko:
     def open(self, command: str) -> Stream:
         import paramiko
 
+        channel = None
         try:
             channel = self._transports[-1].open_session(timeout=_OPEN_TIMEOUT)
             channel.set_combine_stderr(True)
             channel.exec_command(command)
         except (paramiko.SSHException, OSError, EOFError) as error:
+            if channel is None and not isinstance(error, paramiko.ChannelException):  # which is the machine's own no
+                self.close()
             raise TransportError(f"no further session can be opened: {_reason(error)}") from error
         return _Stream(channel)
 
