@@ -33,7 +33,7 @@ def until(condition: Callable[[], Any], seconds: float = PATIENCE) -> Any:
 class Behaviour:
     wlm: str
     host: Optional[str] = None
-    ours = True  # one of our executors: it knows native states, and any flag can be said
+    completed: Optional[str] = None  # the scheduler's own word for it, where its executor knows that
 
     @pytest.fixture(autouse=True)
     def _service(self) -> None:
@@ -54,7 +54,7 @@ class Behaviour:
         assert job.result(PATIENCE) == "out\n"
         assert job.get_output() == ("out\n", "err\n")
         assert (job.state, job.exit_code, job.done(), job.cancelled()) == (JobState.COMPLETED, 0, True, False)
-        assert job.native_state == ("COMPLETED" if self.ours else None)
+        assert job.native_state == self.completed
         assert job.exception() is None
         assert job.started is not None
         assert job.ended is not None
@@ -144,16 +144,6 @@ class Behaviour:
         assert job.wait(PATIENCE)
         assert job.stdout() == value + "0\n"
 
-    def test_variables_of_the_kernel_do_not_travel(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        if not self.ours:
-            pytest.skip("PSI/J's own executors hand on what they have")
-        kernels = ("SLURM_JOB_NAME", "PMI_RANK", "MPLBACKEND", "JPY_PARENT_PID", "FORCE_COLOR", "PAGER")
-        self.set_variables({**dict.fromkeys(kernels, "from the kernel"), "MINE": "travels"}, monkeypatch)
-        job = self.submit("env")
-        out = job.result(PATIENCE)
-        assert "from the kernel" not in out
-        assert "MINE=travels\n" in out
-
     def test_functions_of_the_shell_travel(self, monkeypatch: pytest.MonkeyPatch) -> None:
         """As environment modules need it: ``module`` is an exported function."""
         self.set_variables({"BASH_FUNC_module%%": "() { echo loaded $1; }"}, monkeypatch)
@@ -172,24 +162,6 @@ class Behaviour:
         assert self.submit("pwd", directory=place).result(PATIENCE) == f"{place}\n"
         with pytest.raises(BadUsage, match="directory= and --chdir"):
             self.submit("pwd", "--chdir=/", directory=place)
-
-    def test_paths_with_spaces_and_signs(self, tmp_path: Path) -> None:
-        if not self.ours:
-            pytest.skip("refused by name: see the stock backends' own tests")
-        place = tmp_path / "a b'c$d"
-        place.mkdir()
-        (place / "in put").write_text("from the file\n")
-        job = self.submit("cat; pwd", [f"--chdir={place}", "--input=in put", "--output=out put.%j", "--job-name=a b"])
-        assert job.result(PATIENCE) == f"from the file\n{place}\n"
-        assert job.paths.stdout == f"{place}/out put.{job.native_id}"
-
-    def test_output_alone_takes_stderr_too(self, tmp_path: Path) -> None:
-        if not self.ours:
-            pytest.skip("refused by name: see the stock backends' own tests")
-        job = self.submit("echo out; echo err >&2", f"--output={tmp_path}/both")
-        assert job.result(PATIENCE) == "out\nerr\n"
-        assert job.stderr() == ""
-        assert (tmp_path / "both").read_text() == "out\nerr\n"
 
     # cancelling
 
@@ -253,6 +225,34 @@ class Behaviour:
         assert job.wait(PATIENCE)
         for path in [job_root, *job_root.rglob("*")]:
             assert stat.S_IMODE(path.stat().st_mode) & 0o077 == 0, path
+
+
+class OurBehaviour(Behaviour):
+    """What our own executors do beside that; PSI/J's hand on what they have, and refuse such flags by name."""
+
+    completed = "COMPLETED"
+
+    def test_variables_of_the_kernel_do_not_travel(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        kernels = ("SLURM_JOB_NAME", "PMI_RANK", "MPLBACKEND", "JPY_PARENT_PID", "FORCE_COLOR", "PAGER")
+        self.set_variables({**dict.fromkeys(kernels, "from the kernel"), "MINE": "travels"}, monkeypatch)
+        job = self.submit("env")
+        out = job.result(PATIENCE)
+        assert "from the kernel" not in out
+        assert "MINE=travels\n" in out
+
+    def test_paths_with_spaces_and_signs(self, tmp_path: Path) -> None:
+        place = tmp_path / "a b'c$d"
+        place.mkdir()
+        (place / "in put").write_text("from the file\n")
+        job = self.submit("cat; pwd", [f"--chdir={place}", "--input=in put", "--output=out put.%j", "--job-name=a b"])
+        assert job.result(PATIENCE) == f"from the file\n{place}\n"
+        assert job.paths.stdout == f"{place}/out put.{job.native_id}"
+
+    def test_output_alone_takes_stderr_too(self, tmp_path: Path) -> None:
+        job = self.submit("echo out; echo err >&2", f"--output={tmp_path}/both")
+        assert job.result(PATIENCE) == "out\nerr\n"
+        assert job.stderr() == ""
+        assert (tmp_path / "both").read_text() == "out\nerr\n"
 
 
 def _alive(pid: str) -> bool:

@@ -32,19 +32,25 @@ def wlm(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
 
+@pytest.fixture(params=["local", "slurm"])
+def detached(request: pytest.FixtureRequest) -> str:
+    """A backend whose jobs outlive the process that submitted them; those of PSI/J's local executor do not."""
+    if request.param == "slurm":
+        request.getfixturevalue("slurm")
+    return str(request.param)
+
+
 def elsewhere(code: str) -> str:
     """What another process prints."""
     code = f"from execute_batch_scheduler import *\n{code}"
     return subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout
 
 
-def test_a_running_job_of_another_process(wlm: str, tmp_path: Path) -> None:
-    if wlm == "psij:local":
-        pytest.skip("PSI/J's local jobs end with the process that began them")
+def test_a_running_job_of_another_process(detached: str, tmp_path: Path) -> None:
     script = f"echo one; until [ -e {tmp_path}/go ]; do sleep 0.05; done; echo two; echo err >&2; exit 3"
-    number = elsewhere(f"print(submit_script({script!r}, wlm={wlm!r}).native_id)").strip()
+    number = elsewhere(f"print(submit_script({script!r}, wlm={detached!r}).native_id)").strip()
     until(lambda: [entry.native_state for entry in jobs()] == ["RUNNING"])
-    first, second = attach(number), attach(int(number), wlm=wlm)
+    first, second = attach(number), attach(int(number), wlm=detached)
     seen = ""
     for stream, text in first.follow():
         seen += text if stream == "stdout" else ""
@@ -69,19 +75,15 @@ def test_an_ended_job(wlm: str) -> None:
     assert job.future.done()
 
 
-def test_a_job_that_ended_while_nobody_looked(wlm: str) -> None:
-    if wlm == "psij:local":
-        pytest.skip("PSI/J's local jobs end with the process that began them")
-    number = elsewhere(f"print(submit_script('sleep 0.5; echo out; exit 3', wlm={wlm!r}).native_id)").strip()
+def test_a_job_that_ended_while_nobody_looked(detached: str) -> None:
+    number = elsewhere(f"print(submit_script('sleep 0.5; echo out; exit 3', wlm={detached!r}).native_id)").strip()
     until(lambda: [entry.exit_code for entry in jobs()] == [3])
     assert attach(number).exception(0) is not None
     assert attach(number).stdout() == "out\n"
 
 
-def test_an_attached_job_can_be_cancelled(wlm: str) -> None:
-    if wlm == "psij:local":
-        pytest.skip("PSI/J's local jobs end with the process that began them")
-    number = elsewhere(f"print(submit_script('sleep 1000', wlm={wlm!r}).native_id)").strip()
+def test_an_attached_job_can_be_cancelled(detached: str) -> None:
+    number = elsewhere(f"print(submit_script('sleep 1000', wlm={detached!r}).native_id)").strip()
     job = attach(number)
     until(job.running)
     assert job.cancel()

@@ -5,12 +5,12 @@ from __future__ import annotations
 import pytest
 
 from execute_batch_scheduler import BackendUnavailable, BadUsage, submit_script
-from tests.contract.behaviour import PATIENCE, Behaviour, until
+from tests.contract.behaviour import PATIENCE, OurBehaviour, until
 
 from psij import JobState
 
 
-class TestLocal(Behaviour):
+class TestLocal(OurBehaviour):
     wlm = "local"
 
     def test_a_time_limit_ends_the_job(self) -> None:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from tests.contract.behaviour import Behaviour
+from tests.contract.behaviour import OurBehaviour
 
 
-class TestSlurm(Behaviour):
+class TestSlurm(OurBehaviour):
     wlm = "slurm"
 
     @pytest.fixture(autouse=True)
@@ -15,7 +15,7 @@ class TestSlurm(Behaviour):
         pass
 
 
-class TestSlurmWithAccounting(Behaviour):
+class TestSlurmWithAccounting(OurBehaviour):
     wlm = "slurm"
 
     @pytest.fixture(autouse=True)

@@ -11,13 +11,13 @@ import pytest
 from execute_batch_scheduler import submit_script
 from execute_batch_scheduler.adapters import ssh
 from execute_batch_scheduler.settings import settings
-from tests.contract.behaviour import PATIENCE, Behaviour
+from tests.contract.behaviour import PATIENCE, OurBehaviour
 from tests.services import sshd as sshd_service
 from tests.services.slurm import Slurm
 from tests.services.sshd import Sshd
 
 
-class OverThere(Behaviour):
+class OverThere(OurBehaviour):
     """The same suite; its environment and its job directories are those of the machine over there."""
 
     query = ""

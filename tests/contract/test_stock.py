@@ -10,12 +10,10 @@ from tests.contract.behaviour import Behaviour
 
 class TestStockLocal(Behaviour):
     wlm = "psij:local"
-    ours = False
 
 
 class TestStockSlurm(Behaviour):
     wlm = "psij:slurm"
-    ours = False
 
     @pytest.fixture(autouse=True)
     def _service(self, slurm: object) -> None:
