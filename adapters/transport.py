@@ -8,6 +8,7 @@ import signal
 import subprocess
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Optional, Protocol
@@ -178,14 +179,12 @@ class Local:
 
     def create(self, path: str, files: Mapping[str, tuple[bytes, int]], beside: Sequence[str] = ()) -> None:
         """Make a private directory holding `files`, and the directories `beside` it."""
-        folder = Path(path)
-        for needed in (*map(Path, beside), folder.parent):
-            for missing in reversed([one for one in (needed, *needed.parents) if not one.exists()]):
-                missing.mkdir(mode=0o700, exist_ok=True)  # mkdir(parents=True) leaves those above to the umask
-        folder.mkdir(mode=0o700)
+        for needed in (*beside, os.path.dirname(path)):
+            make_private(needed)
+        os.mkdir(path, 0o700)
         try:
             for name, (content, mode) in files.items():
-                _write(str(folder / name), content, mode)
+                _write(f"{path}/{name}", content, mode)
         except OSError:
             self.remove([path])
             raise
@@ -293,6 +292,14 @@ class _LocalGrowing:
 
     def finish(self) -> None:
         pass  # it reads to the end anyway
+
+
+def make_private(folder: str) -> None:
+    """Make a directory, and all above that are missing; mkdir(parents=True) would leave those to the umask."""
+    if folder and not os.path.isdir(folder):
+        make_private(os.path.dirname(folder))
+        with suppress(FileExistsError):
+            os.mkdir(folder, 0o700)
 
 
 def an_hour_ago() -> str:

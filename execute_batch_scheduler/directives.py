@@ -42,6 +42,12 @@ def foreign(script: str) -> list[str]:
     return [line for _, line in _head(script) if line.startswith(_FOREIGN)]
 
 
+def first_command(script: str) -> str:
+    """The first line that is neither blank nor a comment; '' if there is none."""
+    rest = script.split("\n")[sum(1 for _ in _head(script)) :]
+    return rest[0].strip() if rest else ""
+
+
 def line_of(word: str) -> str:
     """The ``#SBATCH`` line that holds one word, whatever is in it."""
     quoted = word.replace("\\", "\\\\").replace('"', '\\"')

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from execute_batch_scheduler.job import Job
     from execute_batch_scheduler.journal import Entry
 
+NAMELESS = "sbatch"  # what sbatch calls a job whose script has no file
 WAITING = "Waiting for resources"
 RUNNING = "Running "
 _MARKS = ((10, ".", 1), (60, "o", 10), (600, "O", 60), (float("inf"), "@", 600))
@@ -139,6 +140,9 @@ def html_table(entries: Sequence[Entry]) -> str:
 
 
 def _row(entry: Entry) -> tuple[str, ...]:
+    name = entry.name or ""
+    if name in ("", NAMELESS):  # of many cells that would tell nothing
+        name = entry.title or name
     cells = (
         entry.native_id or entry.key[:8],
         entry.wlm + (f"@{entry.host}" if entry.host else ""),
@@ -146,7 +150,7 @@ def _row(entry: Entry) -> tuple[str, ...]:
         "" if entry.exit_code is None else str(entry.exit_code),
         _clock(entry.at),
         _clock(entry.ended),
-        entry.name or "",
+        name,
         entry.reason or "",
     )
     return tuple(map(plain, cells))

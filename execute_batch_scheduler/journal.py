@@ -18,6 +18,8 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Optional
 
+from execute_batch_scheduler.adapters.transport import make_private
+
 VERSION = 1
 _lock = threading.Lock()
 _own: Optional[tuple[int, Path]] = None  # the process that opened it, and its file
@@ -33,6 +35,8 @@ class Entry:
         The job's UUID.
     native_id : str or None
         None if it was never learned: the process ended, or lost the connection, while it submitted.
+    title : str or None
+        The script's first command.
     directory : str
         The job directory.
     chdir : str or None
@@ -52,6 +56,7 @@ class Entry:
     url: Optional[str] = None
     executor: str = ""
     name: Optional[str] = None
+    title: Optional[str] = None
     directory: str = ""
     chdir: Optional[str] = None
     stdout: Optional[str] = None
@@ -116,8 +121,7 @@ def _own_file() -> Path:
     global _own
     if _own is None or _own[0] != os.getpid() or _own[1].parent != folder():
         place = folder()
-        for missing in reversed([path for path in (place, *place.parents) if not path.exists()]):
-            missing.mkdir(mode=0o700, exist_ok=True)
+        make_private(str(place))
         _own = os.getpid(), place / f"{time.strftime('%Y%m%dT%H%M%S', time.gmtime())}-{_host()}-{os.getpid()}.jsonl"
     return _own[1]
 

@@ -21,6 +21,7 @@ from execute_batch_scheduler.adapters.jobdir import JobDir
 from execute_batch_scheduler.adapters.ssh_config import parse_host
 from execute_batch_scheduler.adapters.tracking import OutcomeUnknown, Tracker
 from execute_batch_scheduler.adapters.transport import Local, Transport, TransportError
+from execute_batch_scheduler.display import NAMELESS
 from execute_batch_scheduler.errors import BackendUnavailable, BadUsage, SubmissionFailed
 from execute_batch_scheduler.flags import Flag
 from execute_batch_scheduler.job import Job
@@ -45,6 +46,7 @@ _HINTS = {
         "scontrol ping shows whether the controller is up; squeue --me shows whether the job was accepted all the same"
     ),
 }
+_TITLE = 80  # characters of a script's first command that are noted
 
 logger = logging.getLogger(__name__)
 _executors: dict[tuple[str, Optional[str], int], JobExecutor] = {}
@@ -259,7 +261,8 @@ def submit_script(
     except TransportError as error:
         _remove(where, transport)
         raise SubmissionFailed(f"nothing was submitted: {error}") from error
-    uninterrupted(lambda: _submit(wlm, chosen, psij_job, where, transport), lambda: chosen.cancel(psij_job))
+    title = directives.first_command(text)
+    uninterrupted(lambda: _submit(wlm, chosen, psij_job, title, where, transport), lambda: chosen.cancel(psij_job))
     tracker = tracker_for(chosen, transport)
     if not hasattr(chosen, "tracker"):
         tracker.register_job(psij_job)
@@ -309,7 +312,7 @@ def _read(script: Union[str, os.PathLike[str]]) -> tuple[str, str]:
     if isinstance(script, str):
         if re.fullmatch(r"[^\s;|&<>()$]+", script) and Path(script).is_file() and not shutil.which(script):
             raise BadUsage(f"{script!r} is a file; to submit it say submit_script(Path({script!r}))")
-        return script, "sbatch"
+        return script, NAMELESS
     path = Path(script)
     try:
         return path.read_bytes().decode(errors="surrogateescape"), path.name
@@ -441,10 +444,10 @@ def _check(
     return ()
 
 
-def _submit(wlm: str, executor: JobExecutor, job: psij.Job, where: JobDir, transport: Transport) -> None:
+def _submit(wlm: str, executor: JobExecutor, job: psij.Job, title: str, where: JobDir, transport: Transport) -> None:
     """Note the job, submit it, note its id. Of a job that was refused nothing is left."""
     try:
-        _note(wlm, executor, job, where, transport)
+        _note(wlm, executor, job, title, where, transport)
         executor.submit(job)
     except OutcomeUnknown as error:
         raise SubmissionFailed(
@@ -475,7 +478,7 @@ def _remove(where: JobDir, transport: Transport) -> None:
         logger.info("%s: the job directory %s could not be removed: %s", transport.host, where.path, error)
 
 
-def _note(wlm: str, executor: JobExecutor, job: psij.Job, where: JobDir, transport: Transport) -> None:
+def _note(wlm: str, executor: JobExecutor, job: psij.Job, title: str, where: JobDir, transport: Transport) -> None:
     assert job.spec is not None
     ours = (where.stdout, where.stderr)
     out, err = (str(path) if str(path) in ours else None for path in (job.spec.stdout_path, job.spec.stderr_path))
@@ -487,6 +490,7 @@ def _note(wlm: str, executor: JobExecutor, job: psij.Job, where: JobDir, transpo
             url=getattr(executor, "url", None),
             executor=executor.name,
             name=job.spec.name,
+            title=title[:_TITLE],
             directory=where.path,
             chdir=None if job.spec.directory is None else str(job.spec.directory),
             stdout=out,

@@ -113,5 +113,18 @@ def test_a_backslash_goes_and_only_plain_spaces_part(line, words):
     assert directives.read(f"#!/bin/bash\n#SBATCH {line}\n") == words
 
 
+@pytest.mark.parametrize(
+    ("script", "command"),
+    [
+        ("#!/bin/bash\n#SBATCH -n1\n\n  # then\n  srun ./a.out  # it\nexit\n", "srun ./a.out  # it"),
+        ("true", "true"),
+        ("#!/bin/bash\n# nothing\n", ""),
+        ("", ""),
+    ],
+)
+def test_the_first_command_is_what_stands_behind_the_head(script, command):
+    assert directives.first_command(script) == command
+
+
 def test_an_indented_comment_does_not_end_the_head():
     assert directives.read("#!/bin/bash\n  # c\n#SBATCH -n8\n  #SBATCH -n9\n") == ["-n8"]

@@ -9,6 +9,7 @@ from execute_batch_scheduler.adapters.tracking import Details
 
 from execute_batch_scheduler import display
 from execute_batch_scheduler.job import Paths
+from execute_batch_scheduler.journal import Entry
 
 from psij import JobState
 
@@ -193,3 +194,16 @@ def test_a_card_escapes_what_others_wrote():
     for text in ("<b>", "<i>", "<script>", "<u>", "<s>"):
         assert text not in card
     assert "&lt;script&gt;alert(&quot;1&quot;)&lt;/script&gt; &amp; &#x27;x&#x27;" in card
+
+
+@pytest.mark.parametrize(
+    ("entry", "text"),
+    [
+        (Entry("key", name="train.sh", title="module load gcc"), "train.sh"),
+        (Entry("key", name="sbatch", title="srun ./a.out"), "srun ./a.out"),
+        (Entry("key", name="sbatch"), "sbatch"),
+        (Entry("key", title="a\033b"), "a?b"),
+    ],
+)
+def test_a_job_without_a_name_of_its_own_is_known_by_its_first_command(entry, text):
+    assert display.table([entry]).splitlines()[1].endswith(f"  {text}")
