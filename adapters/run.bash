@@ -62,7 +62,13 @@ begin_prologue() {
 out_from=0 err_from=0 # what was in the output files before: they are appended to
 [ ! -s "/proc/$$/fd/1" ] || out_from=$(stat -L -c %s "/proc/$$/fd/1")
 [ ! -s "/proc/$$/fd/2" ] || err_from=$(stat -L -c %s "/proc/$$/fd/2")
-exec 6< <(readlink "/proc/$$/fd/1" || echo; readlink "/proc/$$/fd/2" || echo) # read when the script has been started
+out=$here/stdout err=$here/stderr
+if [ "/proc/$$/fd/1" -ef "$out" ] && [ "/proc/$$/fd/2" -ef "$err" ]; then
+  exec 6</dev/null # as mostly, and no process is needed to know it
+else
+  exec 6< <(readlink "/proc/$$/fd/1" || echo; readlink "/proc/$$/fd/2" || echo) # read when the script has been started
+  out='' err=''
+fi
 exec 4>&1 5<&0 3< <(
   trap '' $signals
   trap 'ending=$(LC_ALL=C jobs -l)' CHLD # before there is a child: it may end at once
@@ -92,7 +98,7 @@ exec 4>&1 5<&0 3< <(
   esac
 )
 read -r script <&3
-{ IFS= read -r out; IFS= read -r err; } <&6
+[ "$out" ] || { IFS= read -r out; IFS= read -r err; } <&6
 exec 4>&- 5<&- 6<&- </dev/null >/dev/null 2>&1
 umask 077
 breathe # after the script: schedulers signal the youngest first
