@@ -7,6 +7,10 @@
 # bash's `wait` may lose the exit code when a trapped signal comes together with the child's death; the keeper traps
 # nothing but CHLD. `$?` alone cannot tell `exit 137` from a kill -9; `jobs` can.
 # Where no scheduler enforces a time limit, EXECUTE_TIME_LIMIT holds it in seconds.
+__kept=() # what the environment has under names of ours: it is the script's
+for __name in posix here attempt signals signal limit told script watching expired out_from err_from out err; do
+  [ -z "${!__name+set}" ] || __kept+=("$__name=${!__name}")
+done
 posix=${POSIXLY_CORRECT+=$POSIXLY_CORRECT}
 set +o posix
 here=${BASH_SOURCE[0]%/*}
@@ -50,12 +54,12 @@ import_functions() { # those that were exported to us, which -p has left alone
   done <"/proc/$$/environ"
 }
 begin_prologue() {
-  prologue_begun=yes prologue_failed=''
-  trap 'code=$? prologue_line=$LINENO
-    mapfile -t -s $((prologue_line - 1)) -n 1 prologue_failed <"${BASH_SOURCE[0]}" # BASH_COMMAND is inside of a function
+  __prologue_begun=yes __prologue_failed=''
+  trap 'code=$? __prologue_line=$LINENO
+    mapfile -t -s $((__prologue_line - 1)) -n 1 __prologue_failed <"${BASH_SOURCE[0]}" # BASH_COMMAND is inside of a function
     exit $code' ERR
   trap 'code=$?
-    echo "the prologue ended with exit code $code${prologue_failed:+ at: $prologue_failed}; the script was not run" >&2
+    echo "the prologue ended with exit code $code${__prologue_failed:+ at: $__prologue_failed}; the script was not run" >&2
     exit $((code ? code : 1))' EXIT
 }
 
@@ -77,17 +81,18 @@ exec 4>&1 5<&0 3< <(
     SHLVL=$((SHLVL - 1))
     [ -z "$posix" ] || export "POSIXLY_CORRECT$posix"
     echo "$BASHPID" # before the prologue, which may take long and can be signalled too
-    if [ -s "$here/environment" ]; then
-      prologue_begun=''
-      . "$here/environment" >&4 </dev/null 6<&-
-      code=$?
-      [ -z "$prologue_begun" ] || [ "$code" = 0 ] || exit "$code" # it ended by `return`, or cannot be parsed
+    for __name in "${__kept[@]}"; do export "$__name"; done # from here on our names are not ours
+    if [ -s "${BASH_SOURCE[0]%/*}/environment" ]; then
+      __prologue_begun=''
+      . "${BASH_SOURCE[0]%/*}/environment" >&4 </dev/null 6<&-
+      __code=$?
+      [ -z "$__prologue_begun" ] || [ "$__code" = 0 ] || exit "$__code" # it ended by `return`, or cannot be parsed
       trap - ERR EXIT
     fi
-    read -r line <"${BASH_SOURCE[0]%/*}/script"
-    read -r interpreter _ <<<"${line#\#!}"
-    [ -x "$interpreter" ] || echo "$interpreter, which the #! line names, cannot be run on $HOSTNAME" >&2
-    exec "${BASH_SOURCE[0]%/*}/script" "$@" <&5 >&4 4>&- 5<&- 6<&- # not $here: the prologue may have one too
+    read -r __line <"${BASH_SOURCE[0]%/*}/script"
+    read -r __interpreter _ <<<"${__line#\#!}"
+    [ -x "$__interpreter" ] || echo "$__interpreter, which the #! line names, cannot be run on $HOSTNAME" >&2
+    exec "${BASH_SOURCE[0]%/*}/script" "$@" <&5 >&4 4>&- 5<&- 6<&-
   ) &
   exec 4>&- 5<&- 6<&- </dev/null 2>/dev/null
   wait $!

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -10,7 +11,7 @@ import time
 from pathlib import Path
 
 import pytest
-from execute_batch_scheduler.adapters.jobdir import JobDir
+from execute_batch_scheduler.adapters.jobdir import _RUN, JobDir
 from execute_batch_scheduler.adapters.transport import Local
 
 BASH = "#!/bin/bash\n"
@@ -115,6 +116,19 @@ def test_a_signal_that_ends_the_script_ends_the_wrapper_too(run, name):
 def test_a_signal_that_bash_itself_ignores_is_handed_on_as_a_code(run):
     status, attempt, *_ = run("#!/usr/bin/env python3\nimport os\nos.kill(os.getpid(), 3)\n")
     assert (status, attempt.signal) == (131, 3)
+
+
+def test_variables_that_bear_names_of_the_wrappers_own_reach_the_script_as_they_were(make, start):
+    text = _RUN.decode()
+    words = set(re.findall(r"(?<![\w$/.-])([a-z_]+)(?==)", text)) | set(re.findall(r"read -r (\w+)", text))
+    names = {name for name in words if not name.startswith("__")}
+    assert {"here", "limit", "code", "line"} & names
+    names -= {"_"}
+    directory = make(f"{BASH}exec env -0\n", {"MORE": "x"})
+    assert start(directory, **{name: f"the user's {name}" for name in names}).wait(10) == 0
+    pairs = (pair.partition("=") for pair in Path(directory.stdout).read_text().split("\0"))
+    environment = {name: value for name, _, value in pairs}
+    assert {name: environment.get(name) for name in names} == {name: f"the user's {name}" for name in names}
 
 
 def test_an_exit_code_above_128_is_no_signal(run):
