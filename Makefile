@@ -27,7 +27,8 @@ $(VENV)/installed: $(BIN)/python $(SOURCES)
 	@touch $@
 
 demo: $(VENV)/installed
-	@if [ $(WLM) != local ]; then tests/services/install.sh $(WLM); fi
+	@case "$(WLM)" in local) ;; slurm|ssh) tests/services/install.sh $(WLM) ;; \
+	  *) echo 'make demo shows WLM=local, WLM=slurm or WLM=ssh'; exit 2 ;; esac
 	@$(BIN)/python tests/demo.py $(WLM)
 
 lint: $(VENV)/installed

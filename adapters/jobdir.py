@@ -181,7 +181,7 @@ class JobDir:
             lines = [f"export {name}={shlex.quote(value)}\n" for name, value in environment.items()]
             if prologue:
                 lines.append(f"{_BEGIN_PROLOGUE}\n{prologue}\n:\n")
-            files["environment"] = ("".join(lines).encode(), 0o600)
+            files["environment"] = ("".join(lines).encode(errors="surrogateescape"), 0o600)
         files.update(dict.fromkeys(("record", "stdout", "stderr"), (b"", 384)))
         transport.create(self.path, files, beside=[self.events])
 

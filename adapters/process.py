@@ -30,6 +30,7 @@ _LIST = 'exec ps -ww -u "$UID" -o pid=,stat=,args='
 # back: hence the trap. The id is told only when every redirection has succeeded, and before our own output and errors
 # are let go: whoever waits for their end has it then.
 _START = """( trap - INT QUIT; cd -- {directory} || exit
+hash setsid || exit
 exec 6>&1 7>&2 <{stdin} >{stdout} 2>{stderr} || exit
 echo "$BASHPID" >&6
 exec 6>&- 7>&- setsid -- {command} ) &
@@ -207,7 +208,7 @@ class ProcessExecutor(JobExecutor):
         found = {}
         for job in jobs:
             directory = JobDir.of(job.spec)
-            pids = [pid for pid, args in processes.items() if directory and args.endswith(f"-p {directory.path}/run")]
+            pids = [pid for pid, args in processes.items() if directory and args.endswith(f"/{directory.name}/run")]
             if pids:
                 found[job.id] = min(pids, key=int)  # the wrapper; the keeper, its child, has the same command
         return found
@@ -270,7 +271,8 @@ class ProcessExecutor(JobExecutor):
             for job in jobs
             if (directory := JobDir.of(job.spec))
             and (args := found.get(job.native_id or ""))
-            and (directory.path in args or args.startswith("["))  # ps shows [bash] while bash becomes another program
+            # By the name, which is ASCII: ps may not print all that a path holds. [bash] becomes another program now.
+            and (directory.name in args or args.startswith("["))
         }
 
     def ask(self, jobs: Sequence[Job]) -> dict[str, Report]:

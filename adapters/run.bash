@@ -7,10 +7,12 @@
 # bash's `wait` may lose the exit code when a trapped signal comes together with the child's death; the keeper traps
 # nothing but CHLD. `$?` alone cannot tell `exit 137` from a kill -9; `jobs` can.
 # Where no scheduler enforces a time limit, EXECUTE_TIME_LIMIT holds it in seconds.
-__kept=() # what the environment has under names of ours: it is the script's
-for __name in posix here attempt signals signal limit told script watching expired out_from err_from out err; do
+__kept=() # what the environment has under names of ours, or of bash's that change what is done here: it is the script's
+for __name in TMOUT posix here attempt signals signal limit told script watching expired out_from err_from out err; do
   [ -z "${!__name+set}" ] || __kept+=("$__name=${!__name}")
 done
+unset TMOUT
+SECONDS=0
 posix=${POSIXLY_CORRECT+=$POSIXLY_CORRECT}
 set +o posix
 here=${BASH_SOURCE[0]%/*}
@@ -90,8 +92,11 @@ exec 4>&1 5<&0 3< <(
       trap - ERR EXIT
     fi
     read -r __line <"${BASH_SOURCE[0]%/*}/script"
-    read -r __interpreter _ <<<"${__line#\#!}"
-    [ -x "$__interpreter" ] || echo "$__interpreter, which the #! line names, cannot be run on $HOSTNAME" >&2
+    IFS=$' \t' read -r __interpreter _ <<<"${__line#\#!}"
+    if [ ! -x "$__interpreter" ]; then
+      echo "$__interpreter, which is to run the script, cannot be run on $HOSTNAME" >&2
+      [ -e "$__interpreter" ] || exit 127
+    fi
     exec "${BASH_SOURCE[0]%/*}/script" "$@" <&5 >&4 4>&- 5<&- 6<&-
   ) &
   exec 4>&- 5<&- 6<&- </dev/null 2>/dev/null
@@ -143,10 +148,12 @@ if [ -z "$how" ]; then # the keeper was killed
 fi
 if [ -z "$told" ] && ! canary_lives; then sleep 0.1; fi # the signal that ended the script is on its way here
 note ended "$how=$code" "told=$told"
+if [ "$expired" ]; then # what is left of it, as no scheduler does that here
+  for left in $(ps -o pid= --sid "$$"); do [ "$left" = "$$" ] || kill -s KILL "$left"; done
+fi
 if [ "$how" = signal ]; then
   ulimit -c 0
   trap - $signals
-  [ -z "$expired" ] || kill -s KILL -- "-$$" # what is left of the group, this process too
   kill -s "$code" "$$"
   code=$((code + 128))
 fi

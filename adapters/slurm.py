@@ -22,7 +22,7 @@ from execute_batch_scheduler.adapters.transport import Local, Result, Transport,
 
 from execute_batch_scheduler.adapters import ssh
 
-from psij import Job, JobSpec, JobState, JobStatus, ResourceSpecV1, SubmitException
+from psij import InvalidJobException, Job, JobSpec, JobState, JobStatus, ResourceSpecV1, SubmitException
 from psij.executors.batch.slurm import SlurmExecutorConfig, SlurmJobExecutor
 
 NATIVE_ARGUMENTS = "native_arguments"
@@ -106,7 +106,7 @@ _QUESTION_VARIABLES = re.compile(r"S(QUEUE|CONTROL|ACCT|CANCEL|INFO)_|SLURM_(TIM
 # allocation a SLURM_ variable is the user's or the site's (SLURM_MPI_TYPE ...), and travels as by sbatch.
 _LOCAL_VARIABLES = re.compile(
     r"(SLURM_JOB|PMI|PMIX|JPY|JUPYTERHUB|IPYTHON|OAR|PBS)_|PMI\w*$|MPLBACKEND$|CLICOLOR(_FORCE)?$|FORCE_COLOR$"
-    r"|PAGER$|GIT_PAGER$|SBATCH_(WAIT|ARRAY_INX)$"
+    r"|PAGER$|GIT_PAGER$|SBATCH_(WAIT|ARRAY_INX)$|EXECUTE_TIME_LIMIT$"
 )
 _ALLOCATION_VARIABLES = re.compile(r"(SLURM|SLURMD|SRUN)_")
 _CLIENT_VARIABLES = {"SLURM_CONF", "SLURM_CLUSTERS", "SLURM_HINT", "SLURM_UMASK", "SLURM_JWT"}
@@ -490,8 +490,13 @@ class TrackedSlurmExecutor(SlurmJobExecutor):
                 local.unlink(missing_ok=True)  # it was written over there
 
     def output_paths(self, native_id: str) -> tuple[Optional[str], Optional[str]]:
-        """Where a job's output goes as far as Slurm tells; the second is None where both go to one file."""
+        """Where a job's output goes as far as Slurm tells; the second is None where both go to one file.
+
+        InvalidJobException for an array, which is many jobs.
+        """
         result = self._run(["scontrol", *_where(native_id), "show", "job", _number(native_id)])
+        if re.search(r"\bArrayTaskId=", result.stdout):
+            raise InvalidJobException(f"job {native_id} is an array, and these are not supported yet")
         out, err = (re.search(rf"^ +{name}=(.+?) *$", result.stdout, re.MULTILINE) for name in ("StdOut", "StdErr"))
         stdout, stderr = (match[1] if match else None for match in (out, err))
         return stdout, None if stderr == stdout else stderr

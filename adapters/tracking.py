@@ -9,6 +9,7 @@ to say so, and evidence must not wait for it.
 from __future__ import annotations
 
 import logging
+import os
 import queue
 import threading
 import time
@@ -97,14 +98,21 @@ class Deliver(Protocol):
 
 
 @dataclass
+class _Known:
+    """What stays of a job when it has ended; it must not refer to the job, whose end it would outlive."""
+
+    record: Record = field(default_factory=Record)
+    details: Details = field(default_factory=Details)
+    status: Optional[JobStatus] = None  # the last one delivered
+
+
+@dataclass
 class _Entry:
     job: Job
     directory: Optional[JobDir]
     born: float
-    record: Record = field(default_factory=Record)
+    known: _Known = field(default_factory=_Known)
     report: Optional[Report] = None
-    details: Details = field(default_factory=Details)
-    status: Optional[JobStatus] = None  # the last one delivered
     moved: float = 0.0  # when something last happened
     next_look: float = 0.0
     next_ask: float = 0.0
@@ -155,11 +163,11 @@ class Tracker:
         self._entries: dict[str, _Entry] = {}
         self._marks: dict[str, Marks] = {}
         self._early: dict[str, str] = {}  # records that were pushed of jobs that are not registered yet, by directory
-        self._ended: WeakKeyDictionary[Job, _Entry] = WeakKeyDictionary()
+        self._ended: WeakKeyDictionary[Job, _Known] = WeakKeyDictionary()
         self._lock = threading.RLock()
         self._wake = threading.Event()
         self._questions: queue.SimpleQueue[list[_Entry]] = queue.SimpleQueue()
-        self._running = False
+        self._process: Optional[int] = None  # where the threads run: a fork has none of them
 
     # what executors and handles call
 
@@ -168,7 +176,7 @@ class Tracker:
         now = time.monotonic()
         entry = _Entry(job, JobDir.of(job.spec), born=now, moved=now, next_ask=now + self.pace.queued)
         if job.status.state is JobState.QUEUED:
-            entry.details = Details(native_state=self._queued)
+            entry.known.details = Details(native_state=self._queued)
         with self._lock:
             if entry.directory:
                 folder = entry.directory.events
@@ -179,50 +187,56 @@ class Tracker:
                     entry.next_look = now + self.pace.first_look
             self._entries[job.id] = entry
             early = self._early.pop(entry.directory.path, None) if entry.directory else None
-            if not self._running:
-                self._running = True
-                for target in (self._watch, self._inquire):
-                    threading.Thread(target=target, name=f"{self._name} {target.__name__}", daemon=True).start()
+            self._run()
         if job.status.state is JobState.NEW:  # attached to: it was submitted, whatever else is found
             self._tell(entry, JobStatus(JobState.QUEUED))
         if early is not None:
             self._take_text(entry, early)
         self._wake.set()
 
+    def _run(self) -> None:
+        """Have the threads run in this process."""
+        if self._process != os.getpid():
+            self._process = os.getpid()
+            for entry in self._entries.values():
+                entry.asked = False  # who asked was left behind
+            for target in (self._watch, self._inquire):
+                threading.Thread(target=target, name=f"{self._name} {target.__name__}", daemon=True).start()
+
     def take(self, job: Job, record: Record) -> None:
         """Take a record that was read elsewhere, so that a job that somebody comes back to is known at once."""
-        entry = self._entry(job)
-        if entry and record != entry.record:
+        with self._lock:
+            entry = self._entries.get(job.id)
+        if entry and record != entry.known.record:
             self._take_record(entry, record)
 
     def status(self, job: Job) -> JobStatus:
         """The last state delivered. PSI/J's own until there is one, but never a final one that was not judged here."""
-        entry = self._entry(job)
-        if entry and entry.status:
-            return entry.status
+        status = self._known(job).status
+        if status:
+            return status
         return JobStatus(JobState.ACTIVE) if job.status.final else job.status
 
     def settle(self, job: Job, report: Report) -> None:
         """Take a job whose end is known already; nobody is asked."""
         entry = _Entry(job, JobDir.of(job.spec), born=time.monotonic())
         if entry.directory:
-            entry.record = entry.directory.read(self._transport)
-        entry.details = _details(report, entry)
-        self._tell(entry, _status(job, report, entry.details))
+            entry.known.record = entry.directory.read(self._transport)
+        entry.known.details = _details(report, entry)
+        self._tell(entry, _status(job, report, entry.known.details))
 
     def details(self, job: Job) -> Details:
         """What is known of a job. No I/O."""
-        entry = self._entry(job)
-        return entry.details if entry else Details()
+        return self._known(job).details
 
     def record(self, job: Job) -> Record:
         """The record as last read. No I/O."""
-        entry = self._entry(job)
-        return entry.record if entry else Record()
+        return self._known(job).record
 
-    def _entry(self, job: Job) -> Optional[_Entry]:
+    def _known(self, job: Job) -> _Known:
         with self._lock:
-            return self._entries.get(job.id) or self._ended.get(job)
+            entry = self._entries.get(job.id)
+            return entry.known if entry else self._ended.get(job) or _Known()
 
     def listen(self, job: Job, listener: Callable[[], None]) -> None:
         """Call `listener` on the tracker's thread whenever something of the job changes."""
@@ -240,6 +254,7 @@ class Tracker:
             entry = self._entries.get(job.id)
             if entry:
                 entry.watchers += 1
+                self._run()
         self._wake.set()
         try:
             yield
@@ -313,7 +328,7 @@ class Tracker:
             return
         for entry, record_read in zip(due, records):
             entry.next_look = now + self.pace.sweep
-            if record_read != entry.record:
+            if record_read != entry.known.record:
                 self._take_record(entry, record_read)
 
     def _patience(self, error: Exception) -> float:
@@ -334,12 +349,12 @@ class Tracker:
 
     def _take_text(self, entry: _Entry, text: str) -> None:
         record = parse_record(text)
-        if record != entry.record:
+        if record != entry.known.record:
             self._take_record(entry, record)
 
     def _take_record(self, entry: _Entry, record: Record) -> None:
         with self._lock:
-            before, entry.record = entry.record.attempt, record
+            before, entry.known.record = entry.known.record.attempt, record
             attempt = record.attempt
             entry.moved = time.monotonic()
             if not attempt:
@@ -350,12 +365,12 @@ class Tracker:
                 self._ask_in(entry, self.pace.running)
             elif attempt.told != before.told or attempt.limit:
                 self._ask_in(entry, self.pace.forgotten)
-            entry.details = replace(
-                entry.details,
+            entry.known.details = replace(
+                entry.known.details,
                 native_state="RUNNING",
                 reason=None,
                 expected_start=None,
-                nodes=entry.details.nodes or attempt.node,
+                nodes=entry.known.details.nodes or attempt.node,
                 started=attempt.started,
             )
         self._tell(entry, JobStatus(JobState.ACTIVE, time=attempt.started))
@@ -377,31 +392,33 @@ class Tracker:
 
     def _inquire(self) -> None:
         while True:
-            entries = self._questions.get()
-            try:
-                reports = self._ask([entry.job for entry in entries])
-                # The record may have come while the question was under way.
-                for entry, record in zip(entries, self._records(entries)):
-                    self._take_answer(entry, reports.get(entry.job.id), record)
-            except TransportError as error:
-                logger.info("%s: %s", self._name, error)
-                self._unanswered(entries, self._patience(error))
-            except Exception as error:
-                logger.exception("%s: a question failed; asking again", self._name)
-                self._unanswered(entries, self._patience(error))
+            self._answer(self._questions.get())
             self._wake.set()
+
+    def _answer(self, entries: list[_Entry]) -> None:
+        try:
+            reports = self._ask([entry.job for entry in entries])
+            # The record may have come while the question was under way.
+            for entry, record in zip(entries, self._records(entries)):
+                self._take_answer(entry, reports.get(entry.job.id), record)
+        except TransportError as error:
+            logger.info("%s: %s", self._name, error)
+            self._unanswered(entries, self._patience(error))
+        except Exception as error:
+            logger.exception("%s: a question failed; asking again", self._name)
+            self._unanswered(entries, self._patience(error))
 
     def _unanswered(self, entries: Sequence[_Entry], patience: float) -> None:
         for entry in (entry for entry in entries if entry.asked):
             with self._lock:
                 entry.asked = False
-                if entry.details.unanswered_since is None:
-                    entry.details = replace(entry.details, unanswered_since=time.time())
+                if entry.known.details.unanswered_since is None:
+                    entry.known.details = replace(entry.known.details, unanswered_since=time.time())
                 self._ask_again(entry, patience, max(patience, self.pace.unanswered_most))
             self._tell(entry)
 
     def _take_answer(self, entry: _Entry, report: Optional[Report], record: Record) -> None:
-        if record != entry.record:
+        if record != entry.known.record:
             self._take_record(entry, record)
         attempt = record.attempt
         with self._lock:
@@ -416,21 +433,21 @@ class Tracker:
             if entry.report is None or report.native_state != entry.report.native_state:
                 entry.moved = time.monotonic()
             entry.report = report
-            entry.details = _details(report, entry)
+            entry.known.details = _details(report, entry)
             self._plan(entry, report)
         if report.state is not None:
-            self._tell(entry, _status(entry.job, report, entry.details))
+            self._tell(entry, _status(entry.job, report, entry.known.details))
         else:
             self._tell(entry)
 
     def _plan(self, entry: _Entry, report: Report) -> None:
-        attempt = entry.record.attempt
+        attempt = entry.known.record.attempt
         if attempt and attempt.ended is not None and attempt.number >= report.attempt:
             self._ask_again(entry, self.pace.ended, self.pace.ended_most)
         elif report.state is JobState.QUEUED:
             waited = time.monotonic() - entry.born
             self._ask_in(entry, min(self.pace.queued_most, max(self.pace.queued, waited / 2)))
-        elif attempt and not (attempt.told or entry.record.cancelled or report.native_state == "COMPLETING"):
+        elif attempt and not (attempt.told or entry.known.record.cancelled or report.native_state == "COMPLETING"):
             self._ask_in(entry, self.pace.running)
         else:  # told to stop, or killed before it could put that down, or running without a sign of it
             self._ask_again(entry, self.pace.forgotten, self.pace.running)
@@ -443,18 +460,18 @@ class Tracker:
         self._ask_in(entry, min(most, max(first, entry.step * 2)))
 
     def _tell(self, entry: _Entry, status: Optional[JobStatus] = None) -> None:
-        job = entry.job
+        job, known = entry.job, entry.known
         with self._lock:
-            if entry.status is not None and entry.status.final:
+            if known.status is not None and known.status.final:
                 return  # both threads may come to a job's end
-            moved = status is not None and (entry.status is None or status.state.is_greater_than(entry.status.state))
+            moved = status is not None and (known.status is None or status.state.is_greater_than(known.status.state))
             if moved:
-                entry.status = status
+                known.status = status
         if moved and status is not None:
             self._deliver(job, status)
         if status is not None and status.final:
             with self._lock:
-                self._ended[job] = entry
+                self._ended[job] = known
                 self._entries.pop(job.id, None)
         for listener in list(entry.listeners):
             listener()
@@ -468,12 +485,12 @@ def judged(report: Optional[Report], record: Record, directory: Optional[JobDir]
 
 
 def _details(report: Report, entry: _Entry) -> Details:
-    attempt = entry.record.attempt
+    attempt = entry.known.record.attempt
     return Details(
         native_state=report.native_state,
         reason=report.reason,
         expected_start=report.expected_start,
-        nodes=report.nodes or entry.details.nodes or (attempt.node if attempt else None),
+        nodes=report.nodes or entry.known.details.nodes or (attempt.node if attempt else None),
         started=(attempt.started if attempt else None) or report.started,
         ended=((attempt.ended if attempt else None) or report.ended or time.time()) if report.final else None,
         attempt=report.attempt,
@@ -503,8 +520,8 @@ def _with_record(report: Report, record: Record, directory: Optional[JobDir]) ->
         report = replace(report, exit_code=attempt.status)
     if directory and attempt is None and report.native_state == "FAILED":
         hint = (
-            "the script was never begun: a file of --output, --error or --input could not be opened, or the node does "
-            f"not see {directory.path}; then set job_directory to a directory that it sees"
+            "nothing tells that the script was begun: it was killed at once, or a file of --output, --error or --input "
+            f"could not be opened, or the node does not see {directory.path}; then set job_directory to one it sees"
         )
         report = replace(report, reason=f"{report.reason}; {hint}" if report.reason else hint)
     return report

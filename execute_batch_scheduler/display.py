@@ -125,8 +125,12 @@ def table(entries: Sequence[Entry]) -> str:
         return "no jobs"
     rows = [_COLUMNS, *map(_row, entries)]
     widths = [min(40, max(len(row[column]) for row in rows)) for column in range(len(_COLUMNS))]
-    lines = ("  ".join(cell[:width].ljust(width) for cell, width in zip(row, widths)).rstrip() for row in rows)
+    lines = ("  ".join(_cut(cell, width).ljust(width) for cell, width in zip(row, widths)).rstrip() for row in rows)
     return "\n".join(lines)
+
+
+def _cut(text: str, width: int) -> str:
+    return text if len(text) <= width else f"{text[: width - 1]}\u2026"
 
 
 def html_table(entries: Sequence[Entry]) -> str:

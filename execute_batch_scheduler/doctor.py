@@ -5,7 +5,6 @@ from __future__ import annotations
 import concurrent.futures
 import shlex
 import shutil
-import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping
@@ -59,7 +58,7 @@ def examine(submit: bool, host: Optional[str] = None) -> Iterator[Finding]:
     found = list(_schedulers())
     yield from found
     if not found:
-        yield True, "no scheduler on PATH: cells run on this machine (--wlm=local)"
+        yield True, "no scheduler is found: cells run on this machine (--wlm=local)"
     yield _bash()
     read = list(_settings())
     yield from read
@@ -87,11 +86,15 @@ def _version(package: str) -> str:
 
 
 def _schedulers() -> Iterator[Finding]:
+    from execute_batch_scheduler import backend  # not above: it imports PSI/J
+
     for name, command in _SCHEDULERS.items():
-        path = shutil.which(command[0])
+        on_path = shutil.which(command[0])
+        path = backend.find_sbatch() if name == "slurm" else on_path
         if path:
             good, said = _asked(command)
-            yield good, f"{name}: {path}, {said}" + ("" if good else "; ask the site's administrators")
+            how = "" if on_path else " (PATH lacks it, a login shell has it)"
+            yield good, f"{name}: {path}{how}, {said}" + ("" if good else "; ask the site's administrators")
             if good and name == "slurm":
                 yield _controller()
 
@@ -104,11 +107,13 @@ def _controller() -> Finding:
 
 def _asked(command: list[str]) -> Finding:
     """Whether a command succeeds, and the line of its answer that tells most."""
+    from execute_batch_scheduler.adapters.transport import Local, TransportError
+
     try:
-        result = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=_PATIENCE)
-    except subprocess.TimeoutExpired:
-        return False, f"{' '.join(command)} gave no answer within {_PATIENCE} s"
-    good = result.returncode == 0
+        result = Local().run(command, timeout=_PATIENCE)
+    except TransportError as error:
+        return False, str(error)
+    good = result.exit_code == 0
     lines = [
         line for line in (result.stdout + result.stderr).splitlines() if line.strip() and not line.startswith("*")
     ] or ["it says nothing"]
@@ -174,8 +179,9 @@ def _there(name: str, submit: bool) -> Iterator[Finding]:
         )
         lacking = ", ".join(missing) + (" is" if len(missing) == 1 else " are") + " missing; jobs cannot be run there"
         yield not missing, f"{host}: {lacking if missing else 'all that jobs need is there'}"
-        ahead = int(_shell(transport, "date +%s")[0]) - time.time()
-        yield abs(ahead) < _SKEW, f"{host}: its clock is {abs(ahead):.0f} s {'ahead' if ahead > 0 else 'behind'}"
+        ahead = int(_shell(transport, "date +%s")[0]) - int(time.time())
+        skew = f"is {abs(ahead)} s {'ahead' if ahead > 0 else 'behind'}" if abs(ahead) > 1 else "agrees with ours"
+        yield abs(ahead) < _SKEW, f"{host}: its clock {skew}"
         backends = []
         for wlm, command in _SCHEDULERS.items():
             path = _shell(transport, f"type -P {command[0]}")

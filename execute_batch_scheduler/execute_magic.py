@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import getpass
 import os
 import re
@@ -130,7 +131,10 @@ class ExecuteMagics(Magics):
         try:
             return self._execute(line, cell)
         except BadUsage as error:
-            raise UsageError(str(error)) from None
+            raise UsageError(f"{error}{_meant(line)}") from None
+        except SubmissionFailed as error:
+            error.args = (f"{error}{_meant(line)}",)
+            raise
 
     @line_magic
     def execute_jobs(self, line: str) -> Any:
@@ -144,14 +148,15 @@ class ExecuteMagics(Magics):
 
     @line_magic
     def execute_attach(self, line: str) -> Job:
-        """Show a job's output so far and follow it to its end; returns the handle.
+        """Show a job's output so far and follow it to its end; returns the handle. Ctrl-C ends the following alone.
 
         ``%execute_attach ID [--wlm=slurm] [--host=machine]``; the options tell numbers apart that are alike. So they do
         in %execute_output, %execute_info and %execute_cancel.
         """
         (job,) = _attached(line)
+        self.shell.push({_HANDLE: job})
         print(display.attached(job))
-        _Cell(self, job, {"no-raise-error": ""}).follow()
+        _Cell(self, job, {"no-raise-error": ""}, on_interrupt="detach").follow()
         return job
 
     @line_magic
@@ -161,6 +166,8 @@ class ExecuteMagics(Magics):
         for name, stream in (("stdout", sys.stdout), ("stderr", sys.stderr)):
             reader = job.open(name, _MOST_IN_NOTEBOOK if hasattr(self.shell, "kernel") else None)
             reader.finish()  # all that is there now
+            if reader.gone():
+                print(f"{name} is gone: there is no {getattr(job.paths, name)}", file=sys.stderr)
             while text := reader.read():
                 stream.write(text)
             stream.write(reader.rest())
@@ -176,8 +183,15 @@ class ExecuteMagics(Magics):
     @line_magic
     def execute_cancel(self, line: str) -> None:
         """Cancel jobs: ``%execute_cancel ID ...``."""
-        for job in _attached(line, many=True):
-            print(f"Terminate job {job.native_id}" if job.cancel() else f"{job!r} has ended already")
+        failures = []
+        for number, options in _numbers(line, many=True):
+            try:
+                job = _attach(number, options)
+                print(f"Terminate job {job.native_id}" if job.cancel() else f"{job!r} has ended already")
+            except ExecuteError as error:  # the others are cancelled all the same
+                failures.append(error)
+        if failures:
+            raise ExecuteError("\n".join(map(str, failures)))
 
     @line_magic
     def execute_login(self, line: str) -> None:
@@ -289,9 +303,10 @@ class ExecuteMagics(Magics):
             return str(DollarFormatter().vformat(re.sub(r"^\$\{(.*)\}$", r"$\1", words), (), names))
         except NameError as error:
             missing = re.search(r"'(.*)'", str(error))
-            raise BadUsage(f"{missing[1] if missing else error} is not defined, and {words} needs it") from None
+            what = f"{missing[1] if missing else error} is not defined, and {words} needs it"
         except Exception as error:
-            raise BadUsage(f"{words} cannot be filled in: {error}; a brace is written {{{{") from None
+            what = f"{words} cannot be filled in: {error}"
+        raise BadUsage(what + ("; a brace is written {{" if "{" in words else ""))
 
     def _publish(self, own: dict[str, str], job: Job) -> None:
         """Put into the namespace what was asked for, while the job runs."""
@@ -358,6 +373,17 @@ def _host(own: dict[str, str]) -> Optional[str]:
     return host
 
 
+def _meant(line: str) -> str:
+    """A hint where a line holds what looks like a misspelt option of the cell's own."""
+    names = re.findall(r"(?<!\S)--([a-z][\w-]*)", line.partition(" -- ")[0])
+    known = {**flag_table.SBATCH, **_OWN}
+    for name in names:
+        near = None if flag_table.find(name, known) else difflib.get_close_matches(name, list(known), n=1)
+        if near and near[0] in _OWN:
+            return f"\nHint: --{name}: did you mean --{near[0]}, an option of the cell? %%execute? shows them"
+    return ""
+
+
 def _is_own(flag: Flag) -> bool:
     return flag.option is not None and _OWN.get(flag.name) is flag.option
 
@@ -374,19 +400,31 @@ def _ask(prompt: str, shown: bool) -> str:
     return input(prompt) if shown else getpass.getpass(prompt)
 
 
-def _attached(line: str, many: bool = False) -> list[Job]:
-    """The handles of the jobs that a line names."""
+def _attached(line: str) -> list[Job]:
+    """The handle of the job that a line names."""
+    return [_attach(number, options) for number, options in _numbers(line)]
+
+
+def _attach(number: str, options: dict[str, str]) -> Job:
     from execute_batch_scheduler.history import attach
 
+    return attach(number, wlm=options.get("wlm"), host=options.get("host"))
+
+
+def _numbers(line: str, many: bool = False) -> list[tuple[str, dict[str, str]]]:
+    """The jobs that a line names, and what tells them apart."""
     numbers, options = _options(line, "wlm", "host")
     if not numbers or (len(numbers) > 1 and not many):
         raise UsageError(f"{'the numbers of jobs' if many else 'one job'}, please: %execute_jobs lists them")
-    return [attach(number, wlm=options.get("wlm"), host=options.get("host")) for number in numbers]
+    return [(number, options) for number in numbers]
 
 
 def _options(line: str, *names: str) -> tuple[list[str], dict[str, str]]:
     """The words of a line, and its options."""
-    words = shlex.split(line)
+    try:
+        words = shlex.split(line)
+    except ValueError as error:
+        raise UsageError(f"{error} in: {line}") from None
     own = {name: Option(name, REQUIRED) for name in names}
     flags = flag_table.parse([word for word in words if word.startswith("-")], own)
     unknown = next((flag for flag in flags if flag.name not in names), None)
@@ -411,9 +449,11 @@ def _is_shutting_down(shell: InteractiveShell) -> bool:
 class _Cell:
     """A cell that waits: the progress line, the output, the end."""
 
-    def __init__(self, magics: ExecuteMagics, job: Job, own: dict[str, str]) -> None:
+    def __init__(
+        self, magics: ExecuteMagics, job: Job, own: dict[str, str], on_interrupt: Optional[str] = None
+    ) -> None:
         self.magics, self.job, self.own = magics, job, own
-        self.on_interrupt = settings.choose().on_interrupt
+        self.on_interrupt = on_interrupt or settings.choose().on_interrupt
         self._line = ""  # the progress line as it stands
         self._head = ""  # what it begins with
         self._since = 0.0
@@ -523,7 +563,8 @@ class _Cell:
 
     def _finish_progress(self) -> None:
         """The job writes, or has ended: from here on there is no progress line."""
-        self._progress(running=True)
+        if not self.job.done() or self.job.started is not None:
+            self._progress(running=True)
         self._end_line()
         self._over = True
 

@@ -202,6 +202,8 @@ def parse(words: Sequence[str], options: Mapping[str, Option] = SBATCH) -> list[
         For a word that belongs to no option, and for a value that is missing.
     """
     letters = {option.letter: option for option in options.values() if option.letter}
+    if bad := next((word for word in words if "\0" in word), None):
+        raise BadUsage(f"{bad!r} holds a NUL byte, which no command can be given")
     flags: list[Flag] = []
     rest = list(words)
     while rest:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import concurrent.futures
+import difflib
 import re
 import time
 import warnings
@@ -13,7 +14,7 @@ from typing import Any, Optional, Union
 from execute_batch_scheduler import display, journal
 from execute_batch_scheduler.adapters import ssh, stock
 from execute_batch_scheduler.adapters.jobdir import JobDir, Record, read_records
-from execute_batch_scheduler.adapters.slurm import TrackedSlurmExecutor
+from execute_batch_scheduler.adapters.slurm import STATES, TrackedSlurmExecutor
 from execute_batch_scheduler.adapters.ssh_config import parse_host
 from execute_batch_scheduler.adapters.tracking import Report, judged
 from execute_batch_scheduler.adapters.transport import Local, Transport, TransportError
@@ -28,6 +29,7 @@ from psij import JobExecutor, JobSpec, JobState
 _AGE = re.compile(r"(\d+)\s*(s|m|h|d|w)")
 _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604800}
 _KEY_LENGTH = 8  # of what is shown of a job without a number
+NOT_SUBMITTED = "NOT SUBMITTED"
 _SUBMITTING = 120.0  # seconds after which a submission that left no trace has not taken place
 
 
@@ -63,6 +65,8 @@ def jobs(
     host
         Only jobs of this machine, as it was named then.
     """
+    if state is not None:
+        _known_state(state)
     begin = 0.0 if since is None else time.time() - seconds(since)
     found = [
         entry
@@ -71,6 +75,14 @@ def jobs(
     ]
     _refresh([entry for entry in found if not _ended(entry)])
     return Jobs(entry for entry in found if state is None or state.upper() in (entry.state, entry.native_state))
+
+
+def _known_state(state: str) -> None:
+    known = {*map(str, JobState), *STATES, "SUBMITTING", NOT_SUBMITTED, "UNKNOWN"}
+    if state.upper() not in known:
+        near = difflib.get_close_matches(state.upper(), known, n=1)
+        hint = f"; did you mean {near[0]}?" if near else "; there are PSI/J's and Slurm's own"
+        raise BadUsage(f"{state!r} is no state of jobs{hint}")
 
 
 def attach(
@@ -215,7 +227,7 @@ def _take(entry: Entry, report: Optional[Report], record: Record) -> None:
         return
     if entry.native_id is None:
         lost = "its submission was cut off, and the scheduler has no such job"
-        report = Report(JobState.FAILED, "NOT SUBMITTED", reason=lost)
+        report = Report(JobState.FAILED, NOT_SUBMITTED, reason=lost)
     elif report is None and not (record.attempt and record.attempt.ended) and time.time() - entry.at < _SUBMITTING:
         return  # one "not found" proves nothing
     report = judged(report, record, directory)
@@ -267,8 +279,11 @@ def _attach_own(entry: Entry, executor: Optional[JobExecutor]) -> Job:
 
 def _attach_foreign(number: str, wlm: Optional[str], host: Optional[str], executor: Optional[JobExecutor]) -> Job:
     """A job that was not submitted here: the scheduler must know it, and tells where its output goes."""
-    unknown = ExecuteError(f"no job {number} is known: it is not in the journal ({journal.folder()})")
-    if not number.isdigit():
+    where = f" of {host}" if host else ""
+    unknown = ExecuteError(
+        f"no job {number}{where} is known: it is not in the journal ({journal.folder()}), which %execute_jobs lists"
+    )
+    if not number.isdigit() or int(number) == 0:
         raise unknown
     try:
         url = None if host is None else parse_host(host).url
@@ -288,7 +303,10 @@ def _attach_foreign(number: str, wlm: Optional[str], host: Optional[str], execut
     if report is None:
         raise ExecuteError(f"{unknown}, and Slurm does not know it (any more)")
     assert job.spec is not None
-    job.spec.stdout_path, job.spec.stderr_path = chosen.output_paths(number)
+    try:
+        job.spec.stdout_path, job.spec.stderr_path = chosen.output_paths(number)
+    except psij.InvalidJobException as error:
+        raise ExecuteError(f"{error}; squeue -r -j {number} shows its tasks") from None
     tracker = tracker_for(chosen, chosen.transport)
     if report.final:
         job.executor = chosen
@@ -296,4 +314,11 @@ def _attach_foreign(number: str, wlm: Optional[str], host: Optional[str], execut
     else:
         chosen.attach(job, number)
         tracker.hurry(job)
-    return Job(job, wlm=wlm, host=chosen.transport.host, tracker=tracker, transport=chosen.transport)
+    return Job(
+        job,
+        wlm=wlm,
+        host=chosen.transport.host,
+        tracker=tracker,
+        transport=chosen.transport,
+        submitted=report.submitted,
+    )

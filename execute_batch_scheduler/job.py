@@ -60,6 +60,10 @@ class _Future(concurrent.futures.Future):  # type: ignore[type-arg]
     def cancel(self) -> bool:
         return self._job.cancel()
 
+    def add_done_callback(self, fn: Callable[[concurrent.futures.Future[str]], object]) -> None:
+        """On a thread of its own: what blocks there must not keep the tracker from telling of other jobs."""
+        super().add_done_callback(lambda future: threading.Thread(target=fn, args=(future,)).start())
+
 
 class Job:
     """A submitted script: its state, its output, its end.

@@ -7,6 +7,7 @@ epoch) and the fields that became known then; later lines win.
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import socket
@@ -22,6 +23,7 @@ from execute_batch_scheduler.adapters.transport import make_private
 
 VERSION = 1
 _lock = threading.Lock()
+_torn = False  # the last line was written in part, so the next one must begin anew
 _own: Optional[tuple[int, Path]] = None  # the process that opened it, and its file
 
 
@@ -72,6 +74,8 @@ class Entry:
 
 
 _FIELDS = {field.name for field in fields(Entry)}
+_NUMBERS = {"started", "ended", "exit_code"}
+_MOST = 1e11  # seconds since the epoch: later is damage
 
 
 def folder() -> Path:
@@ -88,8 +92,12 @@ def note(key: str, **known: Any) -> None:
         If it cannot be written.
     """
     line = json.dumps({"v": VERSION, "key": key, "at": time.time(), **known}, ensure_ascii=False) + "\n"
+    global _torn
     with _lock, open(os.open(_own_file(), os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600), "ab", buffering=0) as file:
-        file.write(line.encode(errors="surrogateescape"))
+        data = b"\n" * _torn + line.encode(errors="surrogateescape")
+        _torn = file.write(data) < len(data)
+        if _torn:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(_own_file()))
 
 
 def entries() -> list[Entry]:
@@ -109,7 +117,7 @@ def drop(keys: set[str]) -> None:
         note(key, removed=True)
     remaining = {entry.key for entry in entries()}
     for path in _files():
-        if path == _own_file() or path.name.split("-")[1] != _host():
+        if path == _own_file() or path.name.split("-")[1:2] != [_host()]:
             continue
         pid = path.stem.rpartition("-")[2]
         if not Path(f"/proc/{pid}").exists() and not {line["key"] for line in _read(path)} & remaining:
@@ -151,8 +159,19 @@ def _read(path: Path) -> Iterator[dict[str, Any]]:
             read = json.loads(line)
             if read["v"] > VERSION:
                 continue  # a newer release wrote it, and knows what it means
-            if not (isinstance(read["key"], str) and isinstance(read["at"], (int, float))):
-                raise TypeError("key and at")
+            _check(read)
             yield read
-        except (ValueError, TypeError, KeyError):
+        except (ValueError, TypeError, KeyError, RecursionError):
             warnings.warn(f"a damaged entry is passed over: {path}, line {number}", stacklevel=2)
+
+
+def _check(line: dict[str, Any]) -> None:
+    """TypeError or ValueError for values that no line of ours has."""
+    if not isinstance(line["key"], str) or not 0 <= line["at"] < _MOST:
+        raise ValueError("key and at")
+    for name, value in line.items():
+        kinds = (bool,) if name == "removed" else (int, float) if name in _NUMBERS else (str,)
+        if name in _FIELDS - {"at"} and value is not None and not isinstance(value, kinds):
+            raise TypeError(name)
+        if name in _NUMBERS and value is not None and not abs(value) < _MOST:
+            raise ValueError(name)

@@ -133,6 +133,17 @@ class Output:
         if self._file is not None:
             self._file.finish()
 
+    def gone(self) -> bool:
+        """Whether the job's output should be there, and no file is."""
+        place = self._place()
+        if place is None:
+            return False
+        try:
+            self._transport.size(place.path)
+        except FileNotFoundError:
+            return True
+        return False
+
     def rest(self) -> str:
         """When the job has ended and `read` brings no more: half a character that stayed, and the tail."""
         place = self._place()

@@ -215,6 +215,8 @@ def read(path: str, must_exist: bool = False) -> Mapping[str, Any]:
 def _parse(path: str, text: str) -> dict[str, Any]:
     try:
         values = tomllib.loads(text)
+    except RecursionError:
+        raise BadUsage(f"{path}: nested too deeply") from None
     except tomllib.TOMLDecodeError as error:
         place = re.search(r"at line (\d+)", str(error))
         number = int(place[1]) if place else max(1, len(text.splitlines()))

@@ -93,6 +93,8 @@ def make_spec(
             raise BadUsage(f"--{flag.name} makes no sense in a cell: {ANSWERS[flag.name]}")
         if flag.name in HONOURED:
             continue
+        if flag.name in ("output", "error") and re.search(r"[\t\n]", flag.value or ""):
+            raise BadUsage(f"--{flag.name}: {flag.value!r} holds a tab or a line's end, which file names here may not")
         if foreign and flag.weak:
             head.append(line_of(flag.word))
             continue
@@ -102,6 +104,9 @@ def make_spec(
             words.append(flag.word)
         else:
             attributes.set_custom_attribute(f"slurm.{flag.name}", flag.value)
+    for word in native:
+        if re.match("--ar|-a", word):
+            raise BadUsage(f"{word}: {ANSWERS['array']}")
     said = {flag.name for flag in flags} | {option.name for option in in_environment(environment)}
     if foreign:
         defaults = [f"--job-name={name}"] if name else []

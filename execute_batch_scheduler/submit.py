@@ -40,7 +40,8 @@ _HINTS = {
     r"[Ii]nvalid account|account or partition": "sacctmgr show associations user=$USER lists your accounts",
     r"[Ii]nvalid qos": "sacctmgr show qos lists them",
     r"[Nn]ode count specification|[Nn]ode configuration|CPU count": "sinfo -N -l shows what the nodes have",
-    r"[Tt]ime limit": "times are minutes, h:m:s or days-h; sinfo -s shows the partitions' limits",
+    r"[Tt]ime limit|Invalid --time": "times are minutes, h:m:s or days-h; sinfo -s shows the partitions' limits",
+    r"Invalid --mem": "memory is a number with K, M, G or T behind it, as in --mem=4G, or of megabytes",
     r"configuration source": "that Slurm has no configuration; --wlm=local (--wlm=ssh for --host) does without",
     r"[Uu]nable to contact|[Cc]onnection refused|[Ss]ocket timed out|did not respond": (
         "scontrol ping shows whether the controller is up; squeue --me shows whether the job was accepted all the same"
@@ -49,7 +50,7 @@ _HINTS = {
 _TITLE = 80  # characters of a script's first command that are noted
 
 logger = logging.getLogger(__name__)
-_executors: dict[tuple[str, Optional[str], int], JobExecutor] = {}
+_executors: dict[tuple[int, str, Optional[str], int], JobExecutor] = {}
 _trackers: WeakKeyDictionary[JobExecutor, Tracker] = WeakKeyDictionary()
 _lock = threading.RLock()
 T = TypeVar("T")
@@ -217,9 +218,11 @@ def submit_script(
         line += flag_table.parse([f"--chdir={os.fspath(directory)}"])
     head = flag_table.parse(directives.read(text))
     merged = flag_table.merge(line, head, os.environ)
-    for key in environment or {}:
+    for key, value in (environment or {}).items():
         if not re.fullmatch(r"[A-Za-z_]\w*", key, re.ASCII):
             raise BadUsage(f"environment: {key!r} is no name of a variable")
+        if not isinstance(value, str) or "\0" in value:
+            raise BadUsage(f"environment: {key} must be a text without NUL bytes, and {value!r} is none")
     host = host or choice.host
     wlm = _name(executor) if executor is not None else wlm or choice.wlm or backend.default(merged, host)
     defaults = _defaults(choice, wlm)
@@ -278,11 +281,15 @@ def backends() -> list[str]:
 def with_shell(text: str, shell: Optional[str], default: Optional[str] = None) -> str:
     """The script with the ``#!`` line that it is to have: the shell asked for, else its own, else the settings'."""
     if not text.strip():
-        raise BadUsage("the script is empty: write the commands into the cell")
+        raise BadUsage("the script is empty: write the commands into the cell; %%execute? shows its options")
     if "\r\n" in text:
         raise BadUsage("the script has DOS line ends, which sbatch refuses; convert it (dos2unix)")
     if "\0" in text:
         raise BadUsage("the script holds a NUL byte; it must be text")
+    try:
+        text.encode(errors="surrogateescape")
+    except UnicodeEncodeError as error:
+        raise BadUsage(f"the script holds {text[error.start]!r}, which is no character") from None
     if text.startswith("\ufeff"):
         raise BadUsage("the script begins with a byte order mark, which sbatch refuses; save it as UTF-8 without one")
     stripped = text.lstrip("\n")
@@ -310,7 +317,7 @@ def _split(text: str, what: str) -> list[str]:
 def _read(script: Union[str, os.PathLike[str]]) -> tuple[str, str]:
     """A script's text, and the name that sbatch would give the job."""
     if isinstance(script, str):
-        if re.fullmatch(r"[^\s;|&<>()$]+", script) and Path(script).is_file() and not shutil.which(script):
+        if re.fullmatch(r"[^\s;|&<>()$]{1,255}", script) and Path(script).is_file() and not shutil.which(script):
             raise BadUsage(f"{script!r} is a file; to submit it say submit_script(Path({script!r}))")
         return script, NAMELESS
     path = Path(script)
@@ -352,7 +359,7 @@ def executor_for(
             "module before Jupyter or IPython is started; --wlm=local runs the cell on this machine"
         )
     with _lock:
-        key = (psij_name, url, id(config))
+        key = (os.getpid(), psij_name, url, id(config))  # a fork has none of the threads of the one before
         if key not in _executors:
             try:
                 _executors[key] = JobExecutor.get_instance(psij_name, url=url, config=config)
@@ -489,7 +496,7 @@ def _note(wlm: str, executor: JobExecutor, job: psij.Job, title: str, where: Job
             host=transport.host,
             url=getattr(executor, "url", None),
             executor=executor.name,
-            name=job.spec.name,
+            name=None if job.spec.name == job.spec.executable else job.spec.name,  # PSI/J's way of saying none
             title=title[:_TITLE],
             directory=where.path,
             chdir=None if job.spec.directory is None else str(job.spec.directory),
@@ -509,7 +516,11 @@ def _refusal(executor: JobExecutor, job: psij.Job, message: str) -> str:
     if unknown:
         hints.append(flag_table.suggest(unknown[1]))
     parts = [f"the job was not submitted:\n{message.strip()}", *(f"Hint: {hint}" for hint in hints if hint)]
-    return "\n".join([*parts, f"The command was: {_preview(executor, job)}"])
+    command = _preview(executor, job)
+    where = JobDir.of(job.spec)
+    for folder in (where and where.path, str(getattr(executor, "work_directory", "") or "")):
+        command = command.replace(folder, "...") if folder else command  # nothing of it is left
+    return "\n".join([*parts, f"The command was: {command}"])
 
 
 def _preview(executor: JobExecutor, job: psij.Job) -> str:

@@ -67,7 +67,7 @@ def put(transport: Transport, paths: Sequence[str], directory: str, progress: Pr
     """
     files = [file for path in paths for file in _local_files(path, directory)]
     total, done = sum(file.size for file in files), 0
-    folders = sorted({os.path.dirname(file.target) for file in files} | {directory})
+    folders = sorted({folder for path in paths for folder in _local_folders(path, directory)} | {directory})
     _shell(transport, f"mkdir -p -- {shlex.join(folders)}")
     for file in files:
         part = f"{file.target}.part"
@@ -147,6 +147,14 @@ def _local_files(path: str, directory: str) -> Iterator[_File]:
             name = PurePosixPath(top.resolve().name, *one.relative_to(top).parts)
             status = one.stat()
             yield _File(str(one), f"{directory}/{name}", status.st_size, bool(status.st_mode & 0o100))
+
+
+def _local_folders(path: str, directory: str) -> Iterator[str]:
+    """Directories over there, those that are empty too."""
+    top = Path(path).expanduser()
+    for one in (top, *top.rglob("*")) if top.is_dir() else ():
+        if one.is_dir():
+            yield f"{directory}/{PurePosixPath(top.resolve().name, *one.relative_to(top).parts)}"
 
 
 def _remote_files(listed: str, directory: str, to: str) -> Iterator[_File]:

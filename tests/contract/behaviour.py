@@ -81,7 +81,7 @@ class Behaviour:
         assert job.wait(PATIENCE)
         assert job.state is JobState.FAILED
         assert job.exit_code in (126, 127)
-        assert "/no/such/shell, which the #! line names, cannot be run on" in job.stderr()
+        assert "/no/such/shell, which is to run the script, cannot be run on" in job.stderr()
 
     def test_a_background_child_does_not_hold_the_job(self) -> None:
         job = self.submit("sleep 50 & echo $!")
@@ -186,7 +186,14 @@ class Behaviour:
         assert sorted(map(str, ended)) == sorted(map(str, jobs))
         assert jobs[0].future.result() == "0\n"
         assert isinstance(jobs[2].future.exception(), JobFailed)
-        assert called == [jobs[0]]
+        until(lambda: called == [jobs[0]])
+
+    def test_a_callback_may_wait_for_other_jobs(self) -> None:
+        results: list[str] = []
+        first = self.submit("echo one")
+        first.add_done_callback(lambda _: results.append(self.submit("echo two").result(PATIENCE)))
+        assert first.result(PATIENCE) == "one\n"
+        until(lambda: results == ["two\n"])
 
     def test_the_handle_can_be_awaited(self) -> None:
         async def both() -> list[Any]:

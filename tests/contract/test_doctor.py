@@ -27,7 +27,7 @@ def test_a_machine_without_a_scheduler(monkeypatch: pytest.MonkeyPatch, tmp_path
     monkeypatch.setenv("PATH", str(tmp_path))
     found = findings()
     assert all(found.values())
-    assert "no scheduler on PATH: cells run on this machine (--wlm=local)" in found
+    assert "no scheduler is found: cells run on this machine (--wlm=local)" in found
     assert any("psij-python 0.9" in text for text in found)
 
 
@@ -137,6 +137,7 @@ def test_another_machine_that_cannot_be_used(sshd: Sshd, capsys: pytest.CaptureF
     assert "BAD  no.such.machine.example: there is no machine" in capsys.readouterr().out
     assert doctor.main(submit=False, host="-oProxyCommand=x") == 1
     assert "is no host" in capsys.readouterr().out
+    Path(sshd.home, ".execute_batch_scheduler").mkdir(exist_ok=True)
     Path(sshd.home, ".execute_batch_scheduler").rename(Path(sshd.home, "away"))
     Path(sshd.home, ".execute_batch_scheduler").touch()
     try:

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from execute_batch_scheduler import ExecuteError, JobCancelled, attach, jobs, submit_script
+from execute_batch_scheduler import BadUsage, ExecuteError, JobCancelled, attach, jobs, submit_script
 from execute_batch_scheduler.history import clean, seconds
 from tests.contract.behaviour import PATIENCE, until
 from tests.contract.test_magic import Shell, shell  # noqa: F401
@@ -99,10 +99,30 @@ def test_a_job_submitted_by_sbatch_alone(slurm: Any, tmp_path: Path) -> None:
     assert job.wait(PATIENCE)
     assert (job.state, job.native_state, job.exit_code) == (JobState.FAILED, "FAILED", 3)
     assert job.get_output() == ("out\nerr\n", "")
+    assert job.started is not None
+    assert job.submitted <= job.started
     again = attach(running)
     assert (again.state, again.exit_code, again.stdout()) == (JobState.FAILED, 3, "out\nerr\n")
     assert again.paths.directory is None
     assert jobs() == []
+
+
+def test_an_array_is_no_job(slurm: Any) -> None:
+    number = slurm.run("sbatch", "--parsable", "--array=1-2", "--wrap=sleep 1").strip()
+    with pytest.raises(ExecuteError, match=f"job {number} is an array, .*squeue -r -j {number} shows its tasks"):
+        attach(number)
+    with pytest.raises(BadUsage, match="--array=1-2: job arrays are not supported yet"):
+        submit_script("true", native=["--array=1-2"], wlm="slurm")
+    with pytest.raises(ExecuteError, match="no job 0 is known"):
+        attach(0)
+
+
+def test_a_name_that_a_variable_gives(slurm: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SBATCH_JOB_NAME", "ofvariable")
+    job = submit_script("echo hello", "-n1", wlm="slurm")
+    assert slurm.field(job.native_id, "JobName") == "ofvariable"
+    assert "echo hello" in repr(jobs())
+    assert "/bin/bash" not in repr(jobs())
 
 
 def test_a_job_that_slurm_has_purged(slurm_with_accounting: Any) -> None:

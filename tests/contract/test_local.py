@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import gc
+import os
+import weakref
+from pathlib import Path
+
 import pytest
 
-from execute_batch_scheduler import BackendUnavailable, BadUsage, submit_script
+from execute_batch_scheduler import BackendUnavailable, BadUsage, SubmissionFailed, submit_script
 from tests.contract.behaviour import PATIENCE, OurBehaviour, until
 
 from psij import JobState
@@ -55,3 +60,55 @@ class TestLocal(OurBehaviour):
         monkeypatch.setenv("PATH", "/nowhere")
         with pytest.raises(BackendUnavailable, match=r"no scheduler is found on this machine, and --ntasks=8"):
             submit_script("true", "-n8")
+
+
+def test_a_fork_has_jobs_of_its_own_and_hears_of_those_from_before(tmp_path: Path) -> None:
+    go = tmp_path / "go"
+    job = submit_script(f"until [ -e {go} ]; do sleep 0.05; done; exit 3", wlm="local")
+    pid = os.fork()
+    if pid == 0:
+        try:
+            fine = submit_script("echo child", wlm="local").result(PATIENCE) == "child\n"
+            go.touch()
+            os._exit(0 if fine and job.wait(PATIENCE) and job.exit_code == 3 else 1)
+        finally:
+            os._exit(2)
+    assert os.waitpid(pid, 0)[1] == 0
+    assert job.wait(PATIENCE)
+
+
+def test_what_has_ended_and_nobody_holds_is_forgotten() -> None:
+    jobs = [weakref.ref(submit_script("true", wlm="local")) for _ in range(3)]
+    until(lambda: gc.collect() is not None and not any(job() for job in jobs))
+
+
+def test_a_directory_whose_name_is_not_ascii(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """In the C locale, where ps does not print it."""
+    monkeypatch.setenv("LC_ALL", "C")
+    monkeypatch.setenv("EXECUTE_JOB_DIRECTORY", str(tmp_path / "m\u00fcller"))
+    job = submit_script("echo ready; sleep 1000", wlm="local")
+    until(lambda: job.stdout() == "ready\n")
+    assert not job.wait(6)  # it is looked for after five seconds
+    assert job.cancel()
+    assert job.wait(PATIENCE)
+    assert (job.native_state, job.exit_code) == ("CANCELLED", 143)
+
+
+def test_a_time_limit_ends_what_the_script_leaves_behind() -> None:
+    script = "trap 'exit 0' TERM; (trap '' TERM; echo $BASHPID; exec sleep 1000) & sleep 60 & wait"
+    job = submit_script(script, "--time=0:01", wlm="local")
+    assert job.wait(PATIENCE)
+    assert job.native_state == "TIMEOUT"
+    until(lambda: not Path(f"/proc/{job.stdout().strip()}").exists())
+
+
+def test_a_limit_of_somebody_elses_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("EXECUTE_TIME_LIMIT", "1")
+    monkeypatch.setenv("SECONDS", "99999")
+    assert submit_script("sleep 2; echo out", "--time=5", wlm="local").result(PATIENCE) == "out\n"
+
+
+def test_a_start_without_setsid_is_no_job(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(SubmissionFailed, match="setsid"):
+        submit_script("true", wlm="local")

@@ -16,7 +16,7 @@ import pytest
 from IPython.core.interactiveshell import InteractiveShell
 from traitlets.config import Config
 
-from execute_batch_scheduler import Job, JobCancelled, JobFailed
+from execute_batch_scheduler import Job, JobCancelled, JobFailed, submit_script
 from execute_batch_scheduler.settings import Settings, settings
 from tests.contract.behaviour import PATIENCE, until
 
@@ -345,3 +345,65 @@ def test_an_interrupt_may_leave_the_job_running(shell: Shell, tmp_path: Path) ->
     assert shell["job"].running()
     (tmp_path / "go").touch()
     assert shell["job"].result(PATIENCE) == ""
+
+
+def test_an_interrupt_ends_the_watching_of_a_job_that_somebody_came_back_to(shell: Shell, tmp_path: Path) -> None:
+    script = f"touch {tmp_path}/running; until [ -e {tmp_path}/go ]; do sleep 0.1; done"
+    job = submit_script(script, wlm="local")
+    until((tmp_path / "running").exists)
+    thread = _interrupt_when(lambda: time.sleep(0.5) is None)
+    shell.run(f"%execute_attach {job.native_id} --wlm=local")
+    thread.join()
+    assert "Terminate" not in shell.out
+    assert "not waiting any longer; the job goes on: _execute_job is <Job" in shell.out + shell.err
+    assert shell["_execute_job"].native_id == job.native_id
+    (tmp_path / "go").touch()
+    assert job.result(PATIENCE) == ""
+
+
+# what else a newcomer stumbled over
+
+
+def test_a_job_that_never_ran_is_not_said_to_run(shell: Shell, slurm: Any) -> None:
+    job = submit_script("true", "--hold", wlm="slurm")
+    assert job.cancel()
+    assert job.wait(PATIENCE)
+    assert shell.run(f"%execute_attach {job.native_id} --wlm=slurm").success
+    assert "Running" not in shell.out
+    assert f"\nEnd batch job {job.native_id} Status:  CANCELLED\n" in shell.out
+
+
+def test_output_that_is_gone_is_said_to_be(shell: Shell) -> None:
+    job = submit_script("echo out", wlm="local")
+    assert job.wait(PATIENCE)
+    Path(str(job.paths.stdout)).unlink()
+    assert shell.run(f"%execute_output {job.native_id} --wlm=local").success
+    assert shell.err == f"stdout is gone: there is no {job.paths.stdout}\n"
+
+
+def test_of_several_jobs_those_that_are_known_are_cancelled(shell: Shell, slurm: Any) -> None:
+    jobs = [submit_script("true", "--hold", wlm="slurm") for _ in range(2)]
+    result = shell.run(f"%execute_cancel {jobs[0]} 99999999 {jobs[1]}")
+    assert "no job 99999999 is known" in str(result.error_in_exec)
+    assert all(job.wait(PATIENCE) and job.cancelled() for job in jobs)
+
+
+@pytest.mark.parametrize(
+    ("line", "name"), [("-n1 --dryrun", "dry-run"), ("-n1 --outt=v", "out"), ("-n1 --bgg", "bg"), ("--hst=x", "host")]
+)
+def test_a_misspelt_option_of_the_cell_gets_a_hint(shell: Shell, slurm: Any, line: str, name: str) -> None:
+    shell.execute(line)
+    assert f"did you mean --{name}, an option of the cell? %%execute? shows them" in shell.out + shell.err
+
+
+def test_a_refusal_tells_the_command_without_paths_of_what_is_gone(shell: Shell, slurm: Any, job_root: Path) -> None:
+    shell.execute("-n1 --mem=x")
+    said = shell.out + shell.err
+    assert "--output=.../stdout --error=.../stderr --ntasks=1 --mem=x .../" in said
+    assert "Hint: memory is a number with K, M, G or T behind it" in said
+    assert str(job_root) not in said
+
+
+def test_a_state_that_there_is_not(shell: Shell) -> None:
+    result = shell.run("%execute_jobs --state=FIALED")
+    assert str(result.error_in_exec) == "'FIALED' is no state of jobs; did you mean FAILED?"

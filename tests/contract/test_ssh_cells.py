@@ -244,11 +244,12 @@ def test_files_go_there_and_come_back(
     (tmp_path / "data" / "deep").mkdir(parents=True)
     (tmp_path / "data" / "deep" / "a b'c").write_bytes(bytes(range(256)) * 40000)  # 10 MB: three pieces
     (tmp_path / "data" / "empty").touch()
+    (tmp_path / "data" / "for" / "results").mkdir(parents=True)  # empty, and wanted even so
     tool = tmp_path / "tool"
     tool.write_text("#!/bin/sh\necho tool ran\n")
     tool.chmod(0o755)
     line = f"--host={HOST} --chdir={sshd.home}/place --put data tool --get 'results/*.txt' data --amgr=job"
-    cell = "./tool; mkdir -p results/sub; echo 1 >results/one.txt; echo 2 >results/two.txt; cp data/deep/* results/big"
+    cell = "./tool; mkdir -p results/sub; echo 1 >results/one.txt; echo 2 >results/two.txt; cp data/deep/* results/big; cd data/for/results"
     (Path(sshd.home) / "place").mkdir()
     assert shell.execute(line, cell).success
     assert "tool ran\nDone\n" in shell.out

@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import json
 import os
+import resource
+import signal
 import stat
 import subprocess
 import sys
@@ -83,3 +85,57 @@ def test_files_of_ended_processes_that_tell_of_nothing_else_go(folder):
     journal.drop({"b"})
     assert [path.stem.rpartition("-")[2] for path in folder.iterdir()] == [str(os.getpid())]
     assert journal.entries() == []
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        '"native_id": 5',
+        '"wlm": 5',
+        '"state": []',
+        '"ended": 1e400',
+        '"exit_code": "3"',
+        '"removed": 1',
+        '"x": ' + "[" * 100_000,
+    ],
+)
+def test_a_value_that_no_line_of_ours_has_is_damage(damage):
+    journal.note("good", wlm="slurm")
+    (file,) = journal.folder().glob("*.jsonl")
+    file.write_text(f'{{"v": 1, "key": "bad", "at": 5, "wlm": "slurm", {damage}}}\n' + file.read_text())
+    with pytest.warns(UserWarning, match=f"a damaged entry is passed over: {file}, line 1"):
+        assert [entry.key for entry in journal.entries()] == ["good"]
+
+
+@pytest.mark.parametrize("at", ["1e400", "NaN", "-1", '"5"'])
+def test_a_time_that_cannot_be_is_damage(at):
+    journal.note("good", wlm="slurm")
+    (file,) = journal.folder().glob("*.jsonl")
+    file.write_text(f'{{"v": 1, "key": "bad", "at": {at}, "wlm": "slurm"}}\n' + file.read_text())
+    with pytest.warns(UserWarning, match="line 1"):
+        assert [entry.key for entry in journal.entries()] == ["good"]
+
+
+def test_a_line_that_was_written_in_part_is_an_error_and_costs_no_other(monkeypatch):
+    journal.note("one", wlm="slurm")
+    (file,) = journal.folder().glob("*.jsonl")
+    size, limits = file.stat().st_size, resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size + 20, limits[1]))
+    try:
+        with pytest.raises(OSError, match="No space left"):
+            journal.note("two", wlm="slurm")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        signal.signal(signal.SIGXFSZ, handler)
+    journal.note("three", wlm="slurm")
+    with pytest.warns(UserWarning, match="line 2"):
+        assert [entry.key for entry in journal.entries()] == ["one", "three"]
+
+
+def test_files_of_others_in_its_folder_are_left_alone():
+    journal.note("one", wlm="slurm")
+    backup = journal.folder() / "backup.jsonl"
+    backup.touch()
+    journal.drop({"one"})
+    assert backup.exists()

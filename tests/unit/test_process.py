@@ -11,6 +11,7 @@ from execute_batch_scheduler.spec import make_spec
 from psij import JobAttributes, JobSpec, JobState
 
 START = """( trap - INT QUIT; cd -- {directory} || exit
+hash setsid || exit
 exec 6>&1 7>&2 <{stdin} >{stdout} 2>{stderr} || exit
 echo "$BASHPID" >&6
 exec 6>&- 7>&- setsid -- {command} ) &

@@ -114,7 +114,7 @@ def test_it_finds_what_a_bash_script_finds(run, tmp_path):
 def test_a_script_that_cannot_be_run_is_not_its_fault(run):
     code, out, err = run("echo before", "#!/no/such/shell\n")
     assert (code in (126, 127), out) == (True, "before\n")
-    assert "/script: " in err
+    assert "/no/such/shell, which is to run the script, cannot be run on" in err
     assert "prologue" not in err
 
 

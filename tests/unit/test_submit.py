@@ -4,7 +4,7 @@ import pytest
 
 from execute_batch_scheduler.errors import BadUsage
 from execute_batch_scheduler.settings import settings
-from execute_batch_scheduler.submit import with_shell
+from execute_batch_scheduler.submit import submit_script, with_shell
 
 
 @pytest.mark.parametrize(
@@ -50,3 +50,25 @@ def test_the_settings_shell_is_the_last_resort(monkeypatch):
 def test_what_no_scheduler_takes_is_refused(text, message):
     with pytest.raises(BadUsage, match=message):
         with_shell(text, None)
+
+
+@pytest.mark.parametrize(
+    ("script", "options", "message"),
+    [
+        ("true", {"environment": {"A": 1}}, "A must be a text without NUL bytes"),
+        ("true", {"environment": {"A": "a\0b"}}, "A must be a text without NUL bytes"),
+        ("echo \ud800", {}, "the script holds '.*', which is no character"),
+        ("true", {"flags": ["--job-name=a\0b"]}, "holds a NUL byte"),
+        ("true", {"flags": ["--output=a\nb"]}, "holds a tab or a line's end"),
+        ("true", {"flags": ["--error=a\tb"]}, "holds a tab or a line's end"),
+    ],
+)
+def test_what_cannot_be_is_told_before_anything_is_made(script, options, message, job_root):
+    with pytest.raises(BadUsage, match=message):
+        submit_script(script, wlm="local", **options)
+    assert not job_root.exists()
+
+
+def test_a_long_word_is_a_script_and_no_file():
+    job = submit_script("a" * 5000, wlm="local", dry_run=True)
+    assert "a" * 5000 in job.script

@@ -335,7 +335,7 @@ def test_a_failure_without_a_start_names_the_directory(track, job):
     tracker.register_job(one)
     until(lambda: tracker.status(one).final)
     message = tracker.status(one).message
-    assert message.startswith("JobLaunchFailure; the script was never begun")
+    assert message.startswith("JobLaunchFailure; nothing tells that the script was begun")
     assert JobDir.of(one.spec).path in message
     assert "set job_directory" in message
 
