@@ -249,7 +249,8 @@ def test_files_go_there_and_come_back(
     tool.write_text("#!/bin/sh\necho tool ran\n")
     tool.chmod(0o755)
     line = f"--host={HOST} --chdir={sshd.home}/place --put data tool --get 'results/*.txt' data --amgr=job"
-    cell = "./tool; mkdir -p results/sub; echo 1 >results/one.txt; echo 2 >results/two.txt; cp data/deep/* results/big; cd data/for/results"
+    cell = "./tool; mkdir -p results/sub; echo 1 >results/one.txt; echo 2 >results/two.txt; cp data/deep/* results/big"
+    cell += "; cd data/for/results"
     (Path(sshd.home) / "place").mkdir()
     assert shell.execute(line, cell).success
     assert "tool ran\nDone\n" in shell.out
