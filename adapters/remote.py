@@ -602,6 +602,7 @@ class _Feed:
     def __init__(self, remote: Remote, host: str) -> None:
         self._remote = remote
         self._items: WeakValueDictionary[int, _Marks | _Growing] = WeakValueDictionary()
+        self._begun: set[int] = set()  # what the other end holds, also of items that nobody here has any more
         self._next = 0
         self._stream: Optional[Stream] = None
         self._lock = threading.RLock()
@@ -624,11 +625,13 @@ class _Feed:
 
     def _begin(self, item: _Marks | _Growing) -> None:
         self._needed.set()
+        self._begun.add(self._next)
         self.say(item.begin())
 
     def forget(self, number: int) -> None:
         with self._lock:
             self._items.pop(number, None)
+            self._begun.discard(number)
         self.say(f"forget {number}")
 
     def say(self, line: str) -> None:
@@ -652,6 +655,7 @@ class _Feed:
                 stream = self._remote.open_feed(marker)
                 with self._lock:
                     self._stream = stream
+                    self._begun = set(self._items)
                     for item in list(self._items.values()):
                         self.say(item.begin())
                 frames = _Frames(stream, marker)
@@ -689,8 +693,13 @@ class _Feed:
                 item.take(data)
             elif verb == "again":
                 item.again()
+        elif verb == "alive":
+            with self._lock:
+                dropped = self._begun - set(self._items)
+            for one in dropped:
+                self.forget(one)
         elif number:
-            self.say(f"forget {number}")
+            self.forget(number)
 
 
 class _Frames:

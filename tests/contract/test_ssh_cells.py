@@ -334,3 +334,28 @@ def test_a_machine_that_asks_is_logged_in_to_once(
         assert server.logins[interactive.INTERACTIVE_USER] == 1
         assert shell.run("%execute_logout askingmachine").success
         assert not shell.execute("--host=askingmachine", "echo in").success
+
+
+def _read_by(path: str) -> int:
+    """How many descriptors of this machine's processes read a file."""
+    found = 0
+    for link in Path("/proc").glob("[0-9]*/fd/[0-9]*"):
+        try:
+            flags = int(re.search(r"flags:\s+(\d+)", (link.parents[1] / "fdinfo" / link.name).read_text())[1], 8)  # type: ignore[index]
+            found += os.readlink(link) == path and not flags & os.O_ACCMODE
+        except OSError:
+            continue  # it has ended meanwhile
+    return found
+
+
+def test_a_file_that_nobody_follows_any_more_is_closed_over_there(sshd: Sshd) -> None:
+    job = submit_script("echo out; sleep 1000", host=HOST)
+    path = str(job.paths.stdout)
+    followed = [job.follow() for _ in range(3)]
+    try:
+        assert [next(one) for one in followed] == [("stdout", "out\n")] * 3
+        assert _read_by(path) == 3
+        del followed[:]
+        until(lambda: _read_by(path) == 0, 30)
+    finally:
+        assert job.cancel()
