@@ -7,7 +7,8 @@
 # bash's `wait` may lose the exit code when a trapped signal comes together with the child's death; the keeper traps
 # nothing but CHLD. `$?` alone cannot tell `exit 137` from a kill -9; `jobs` can.
 # Where no scheduler enforces a time limit, EXECUTE_TIME_LIMIT holds it in seconds.
-__kept=() # what the environment has under names of ours, or of bash's that change what is done here: it is the script's
+# What the environment has under names of ours, or of bash's that change what is done here, is the script's.
+__kept=()
 for __name in TMOUT posix here attempt signals signal limit told script watching expired out_from err_from out err; do
   [ -z "${!__name+set}" ] || __kept+=("$__name=${!__name}")
 done

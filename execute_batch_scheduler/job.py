@@ -398,7 +398,9 @@ class Job:
         if attempt is None or attempt.started is None:
             return output.Place(path)
         begin = attempt.stdout_from if stream == "stdout" else attempt.stderr_from
-        return output.Place(path, begin, attempt.number, over=self.details.attempt > attempt.number)
+        # Where the next attempt runs, or has ended, and no record tells of it, none will: what there is is read.
+        waits = not self.done() and self.native_state != "RUNNING"
+        return output.Place(path, begin, attempt.number, over=waits and self.details.attempt > attempt.number)
 
     def _stdout(self) -> Optional[str]:
         path = self.spec.stdout_path
