@@ -39,8 +39,8 @@ logger = logging.getLogger(__name__)
 _LOGIN = """exec /bin/sh -c 'exec 3<&0 </dev/null; exec /bin/bash -lc "exec /bin/bash -p <&3 3<&-"'"""
 _PLAIN = "exec /bin/bash -p"  # for those whose profile ends in another program
 # How an open shell takes a question: so many bytes of its input, read at once. Commands bash reads byte by byte.
-_OBEY = """exec 9</dev/null; __obey() { # LENGTH INPUT MARKER
-  IFS= LC_ALL=C read -r -d '' -N "$1" __script
+_OBEY = """exec 9</dev/null; unset -v __script __err __code; __obey() { # LENGTH INPUT MARKER
+  TMOUT=0 IFS= LC_ALL=C read -r -d '' -N "$1" __script || exit
   { __err=$( { eval "$__script"; } 2>&1 >&3 3>&- <&"$2" 9<&- ); __code=$?; } 3>&1
   printf '\\n%s %s\\n%s\\n%s\\n' "$3" "$__code" "$__err" "$3"
 }"""
@@ -168,7 +168,7 @@ def _fill(content: bytes) -> str:
     """What prints so much of the input: without a process where bash itself can."""
     if len(content) > _READ or b"\0" in content:
         return f"head -c {len(content)}"
-    return f"read -r -d '' -N {len(content)} text && printf %s \"$text\"" if content else ":"
+    return f"TMOUT=0 read -r -d '' -N {len(content)} text && printf %s \"$text\"" if content else ":"
 
 
 class Remote:

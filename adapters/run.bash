@@ -93,10 +93,12 @@ exec 4>&1 5<&0 3< <(
       trap - ERR EXIT
     fi
     read -r __line <"${BASH_SOURCE[0]%/*}/script"
-    IFS=$' \t' read -r __interpreter _ <<<"${__line#\#!}"
-    if [ ! -x "$__interpreter" ]; then
-      echo "$__interpreter, which is to run the script, cannot be run on $HOSTNAME" >&2
-      [ -e "$__interpreter" ] || exit 127
+    __line=${__line#\#!}
+    __line=${__line#"${__line%%[!$' \t']*}"} # without the blanks before it
+    __line=${__line%%[$' \t']*}
+    if [ ! -x "$__line" ]; then
+      echo "$__line, which is to run the script, cannot be run on $HOSTNAME" >&2
+      [ -z "$__line" ] || [ -e "$__line" ] || exit 127
     fi
     exec "${BASH_SOURCE[0]%/*}/script" "$@" <&5 >&4 4>&- 5<&- 6<&-
   ) &

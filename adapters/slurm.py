@@ -388,6 +388,7 @@ class TrackedSlurmExecutor(SlurmJobExecutor):
         self._accounting = True
         self.messages: dict[str, str] = {}  # what sbatch said of jobs that it took, by PSI/J id
         super().__init__(url=url, config=config)
+        self.url = url  # PSI/J's own drops it; the journal needs it
 
     # PSI/J's documented hooks
 

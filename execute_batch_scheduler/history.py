@@ -283,7 +283,7 @@ def _attach_foreign(number: str, wlm: Optional[str], host: Optional[str], execut
     unknown = ExecuteError(
         f"no job {number}{where} is known: it is not in the journal ({journal.folder()}), which %execute_jobs lists"
     )
-    if not number.isdigit() or int(number) == 0:
+    if not (number.isascii() and number.isdigit()) or int(number) == 0:
         raise unknown
     try:
         url = None if host is None else parse_host(host).url

@@ -70,7 +70,7 @@ class Output:
         self._file_restarts = 0
         self._attempt: Optional[int] = None
         self._expected = False  # a truncation showed; the attempt that it belongs to will
-        self._drained = False  # when it was read last, there was no more
+        self._drained = False  # the attempt is over, and all of it was read
         self._at = 0  # offset in the file
         self._shown = 0  # bytes
         self._finished = False
@@ -97,11 +97,21 @@ class Output:
                 self._open(place.path, max(begin, self._at) if begin else 0)  # appended, or the file was truncated
             self._expected = False
         self._attempt = place.attempt
-        if place.over and self._drained:
+        self._drained = self._drained and place.over
+        if self._drained:
             return ""
         text = self._read(self._transport.piece)
-        self._drained = not text
+        self._drained = place.over and not text and self._has_all(place.path)
         return text
+
+    def _has_all(self, path: str) -> bool:
+        """Whether there is no more to be shown now; that nothing was pushed does not tell it."""
+        if self._most is not None and self._shown >= self._most:
+            return True
+        try:
+            return self._transport.size(path) <= self._at
+        except FileNotFoundError:
+            return True
 
     def _read(self, most: int) -> str:
         assert self._file is not None

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import re
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from execute_batch_scheduler import submit_script
+from execute_batch_scheduler import attach, jobs, submit_script
 from execute_batch_scheduler.adapters import ssh
 from execute_batch_scheduler.settings import settings
-from tests.contract.behaviour import PATIENCE, OurBehaviour
+from tests.contract.behaviour import PATIENCE, OurBehaviour, until
 from tests.services import sshd as sshd_service
 from tests.services.slurm import Slurm
 from tests.services.sshd import Sshd
@@ -54,6 +56,37 @@ class OverThere(OurBehaviour):
                 else:
                     print(f"export {name}='{value}'", file=file)
         ssh.logout(self.url)
+
+    def test_another_process_comes_back_to_it(self, tmp_path: Path) -> None:
+        go = tmp_path / "go"
+        script = f"echo one; until [ -e {go} ]; do sleep 0.05; done; echo two; exit 3"
+        client = settings.ssh_client
+        code = (
+            "from execute_batch_scheduler import *\n"
+            f"settings.ssh_client = {client!r}\n"
+            f"print(submit_script({script!r}, wlm={self.wlm!r}, host={self.host!r}).native_id)"
+        )
+        number = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout.strip()
+        until(lambda: [entry.native_state for entry in jobs(host=self.host)][-1:] == ["RUNNING"])
+        job = attach(number, host=self.host, wlm=self.wlm)
+        seen = ""
+        for stream, text in job.follow():
+            seen += text if stream == "stdout" else ""
+            if seen == "one\n":
+                go.touch()
+        assert (seen, job.exit_code, job.host) == ("one\ntwo\n", 3, self.host)
+        again = attach(number, host=self.host, wlm=self.wlm)
+        assert (again.done(), again.exit_code, again.stdout()) == (True, 3, "one\ntwo\n")
+
+    def test_a_job_of_another_process_can_be_cancelled(self) -> None:
+        job = self.submit("echo ready; exec sleep 1000")
+        again = attach(job.native_id, host=self.host, wlm=self.wlm)
+        until(lambda: again.stdout() == "ready\n")
+        assert again.cancel()
+        assert again.wait(PATIENCE)
+        assert again.cancelled()
+        assert job.wait(PATIENCE)
+        assert job.cancelled()
 
 
 class TestSSH(OverThere):

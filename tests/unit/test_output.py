@@ -166,6 +166,7 @@ def test_what_comes_when_the_job_was_queued_again_waits_for_the_record_of_its_at
     file.write_text("first\n")
     job = Attempts(file)
     assert job.read() == ("first\n", 0)
+    assert job.read() == ("", 0)
     append(file, b"killed\n")
     job.over = True
     assert job.read() == ("killed\n", 0)
