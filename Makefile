@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 WLM ?= local
-WORKERS ?= 3# at once; each starts services of its own, and mostly waits for them
+WORKERS ?= 2# at once; each starts services of its own, and mostly waits for them
 SOURCES := $(shell git ls-files -co --exclude-standard -- adapters execute_batch_scheduler execute_cell.py build_tools 2>/dev/null) setup.py pyproject.toml README.md
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
@@ -21,7 +21,7 @@ $(BIN)/python:
 # The package is installed as a user would have it; tests run against that, not against the checkout.
 $(VENV)/installed: $(BIN)/python $(SOURCES)
 	@rm -rf build ./*.egg-info
-	@$(BIN)/python -c 'import psij, IPython, ruff, pytest, xdist, submitit, asyncssh' 2>/dev/null || $(BIN)/pip install -q '.[test]'
+	@$(BIN)/python -c 'import psij, IPython, ruff, pytest, xdist, pytest_rerunfailures, submitit, asyncssh' 2>/dev/null || $(BIN)/pip install -q '.[test]'
 	@$(BIN)/pip install -q --force-reinstall --no-deps .
 	@rm -rf build ./*.egg-info
 	@touch $@
@@ -48,7 +48,8 @@ services:
 
 test: services lint types
 	$(BIN)/pip check
-	$(BIN)/pytest tests -n $(WORKERS) --dist loadscope --durations=25 --cov --cov-report=term:skip-covered
+	@# Real services on a shared machine can be late: what fails is run once more, and listed as RERUN.
+	$(BIN)/pytest tests -n $(WORKERS) --dist loadscope --reruns 1 -rRfE --durations=25 --cov --cov-report=term:skip-covered
 	@tests/services/install.sh --missing slurm accounting ssh
 
 clean:

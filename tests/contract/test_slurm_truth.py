@@ -86,7 +86,7 @@ FATES: dict[str, tuple[str, str]] = {
     "cancelled, ignored": ("trap '' TERM; echo ready; sleep 1000; sleep 1000", ""),
     "requeue exit": ('[ "$SLURM_RESTART_COUNT" = 1 ] || exit 99', "--requeue"),
     "requeued": ('echo run $SLURM_RESTART_COUNT; [ "$SLURM_RESTART_COUNT" = 1 ] || sleep 1000', "--requeue"),
-    "node lost": ("sleep 1000", "--nodelist=sn4 --no-requeue"),
+    "node lost": ("echo ready; sleep 1000", "--nodelist=sn4 --no-requeue"),
     "step failed": ("srun false; exit 0", ""),
 }
 
@@ -115,7 +115,7 @@ def twins(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Twins]
             until(lambda: every[name].ready())  # noqa: B023
             every[name].both("scancel")
         every["requeued"].running().both("scontrol", "requeue")
-        every["node lost"].running()
+        until(every["node lost"].ready)
         slurm.stop_node("sn4")
         yield every
 
