@@ -48,8 +48,7 @@ services:
 
 test: services lint types
 	$(BIN)/pip check
-	@# Real services on a shared machine can be late: what fails is run once more, and listed as RERUN.
-	$(BIN)/pytest tests -n $(WORKERS) --dist loadscope --reruns 1 -rRfE --durations=25 --cov --cov-report=term:skip-covered
+	$(BIN)/pytest tests -n $(WORKERS) --dist loadscope -rRfE --durations=25 --cov --cov-report=term:skip-covered
 	@tests/services/install.sh --missing slurm accounting ssh
 
 clean:

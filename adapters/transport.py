@@ -99,7 +99,7 @@ class Transport(Protocol):
         """Run a command to its end, after private files were written; an exit code other than 0 is no error here."""
 
     def script(self, text: str, *, timeout: float, environment: Optional[Mapping[str, str]] = None) -> Result:
-        """Run lines of bash to their end, of which an interrupt or a profile here or there knows nothing."""
+        """Run lines of bash to their end, as `run` does; no profile is read for them."""
 
     def create(self, path: str, files: Mapping[str, tuple[bytes, int]], beside: Sequence[str] = ()) -> None:
         """Make a private directory holding `files`, name -> (content, mode); on failure nothing is left of it.

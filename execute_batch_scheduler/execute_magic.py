@@ -153,7 +153,7 @@ class ExecuteMagics(Magics):
         ``%execute_attach ID [--wlm=slurm] [--host=machine]``; the options tell numbers apart that are alike. So they do
         in %execute_output, %execute_info and %execute_cancel.
         """
-        (job,) = _attached(line)
+        job = _attached(line)
         self.shell.push({_HANDLE: job})
         print(display.attached(job))
         _Cell(self, job, {"no-raise-error": ""}, on_interrupt="detach").follow()
@@ -162,7 +162,7 @@ class ExecuteMagics(Magics):
     @line_magic
     def execute_output(self, line: str) -> None:
         """Show a job's output so far: ``%execute_output ID``."""
-        (job,) = _attached(line)
+        job = _attached(line)
         for name, stream in (("stdout", sys.stdout), ("stderr", sys.stderr)):
             reader = job.open(name, _MOST_IN_NOTEBOOK if hasattr(self.shell, "kernel") else None)
             reader.finish()  # all that is there now
@@ -175,7 +175,7 @@ class ExecuteMagics(Magics):
     @line_magic
     def execute_info(self, line: str) -> Job:
         """Show all that is known of a job: ``%execute_info ID``; returns the handle."""
-        (job,) = _attached(line)
+        job = _attached(line)
         if not hasattr(self.shell, "kernel"):  # a notebook shows the handle as a table
             print("\n".join(f"{name:9}  {value}" for name, value in display.facts(job).items()))
         return job
@@ -184,7 +184,8 @@ class ExecuteMagics(Magics):
     def execute_cancel(self, line: str) -> None:
         """Cancel jobs: ``%execute_cancel ID ...``."""
         failures = []
-        for number, options in _numbers(line, many=True):
+        numbers, options = _numbers(line)
+        for number in numbers:
             try:
                 job = _attach(number, options)
                 print(f"Terminate job {job.native_id}" if job.cancel() else f"{job!r} has ended already")
@@ -400,9 +401,12 @@ def _ask(prompt: str, shown: bool) -> str:
     return input(prompt) if shown else getpass.getpass(prompt)
 
 
-def _attached(line: str) -> list[Job]:
+def _attached(line: str) -> Job:
     """The handle of the job that a line names."""
-    return [_attach(number, options) for number, options in _numbers(line)]
+    numbers, options = _numbers(line)
+    if len(numbers) > 1:
+        raise UsageError("one job, please: %execute_jobs lists them")
+    return _attach(numbers[0], options)
 
 
 def _attach(number: str, options: dict[str, str]) -> Job:
@@ -411,12 +415,12 @@ def _attach(number: str, options: dict[str, str]) -> Job:
     return attach(number, wlm=options.get("wlm"), host=options.get("host"))
 
 
-def _numbers(line: str, many: bool = False) -> list[tuple[str, dict[str, str]]]:
+def _numbers(line: str) -> tuple[list[str], dict[str, str]]:
     """The jobs that a line names, and what tells them apart."""
     numbers, options = _options(line, "wlm", "host")
-    if not numbers or (len(numbers) > 1 and not many):
-        raise UsageError(f"{'the numbers of jobs' if many else 'one job'}, please: %execute_jobs lists them")
-    return [(number, options) for number in numbers]
+    if not numbers:
+        raise UsageError("which job? %execute_jobs lists them")
+    return numbers, options
 
 
 def _options(line: str, *names: str) -> tuple[list[str], dict[str, str]]:
