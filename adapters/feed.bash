@@ -101,9 +101,9 @@ look() {
   local -A fresh=()
   looks=$((looks + 1))
   for id in "${!folders[@]}"; do
-    # Listing a full directory costs: not where it was not changed since it was read. That two things happened at the
-    # same tick of the clock is found out some looks later.
-    [ -N "${folders[$id]}" ] || [ $((looks % 20)) = 0 ] || continue
+    # Listing a full directory costs: not where it was not changed since it was read. The clock for that ticks each 1 to
+    # 10 ms, so it is listed some milliseconds after something happened too, and now and then to be sure.
+    [ $quiet = 2 ] || [ $quiet = 5 ] || [ -N "${folders[$id]}" ] || [ $((looks % 20)) = 0 ] || continue
     for path in "${folders[$id]}"/*; do
       [ "${seen[$id/${path##*/}]-}" ] || fresh[$id/${path##*/}]=$id
     done

@@ -23,12 +23,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Optional
 
-from execute_batch_scheduler.adapters.transport import Transport
+from execute_batch_scheduler.adapters.transport import NewDirectory, Transport
 
 from psij import JobSpec
 
 _SHELL = "/bin/bash"
-_RUN = Path(__file__).with_name("run.bash").read_bytes()
+RUN = Path(__file__).with_name("run.bash").read_bytes()
 # A prologue finds what the head of a bash script finds. BASH_ENV is read here, as a function's `declare` is its own.
 _BEGIN_PROLOGUE = 'import_functions; [ ! -r "${BASH_ENV-}" ] || . "$BASH_ENV"; begin_prologue'
 
@@ -174,16 +174,16 @@ class JobDir:
         """Executable and arguments that run the job."""
         return _SHELL, ["-p", f"{self.path}/run"]
 
-    def create(self, transport: Transport, script: bytes, environment: Mapping[str, str], prologue: str = "") -> None:
-        """Make the directory with all its files, or nothing at all. The prologue is bash, run before the script."""
-        files = {"script": (script, 0o700), "run": (_RUN, 0o600)}
+    def files(self, script: bytes, environment: Mapping[str, str], prologue: str = "") -> NewDirectory:
+        """The directory with all its files, yet to be made. The prologue is bash, run before the script."""
+        files = {"script": (script, 0o700), "run": (RUN, 0o600)}
         if environment or prologue:
             lines = [f"export {name}={shlex.quote(value)}\n" for name, value in environment.items()]
             if prologue:
                 lines.append(f"{_BEGIN_PROLOGUE}\n{prologue}\n:\n")
             files["environment"] = ("".join(lines).encode(errors="surrogateescape"), 0o600)
-        files.update(dict.fromkeys(("record", "stdout", "stderr"), (b"", 384)))
-        transport.create(self.path, files, beside=[self.events])
+        files.update(dict.fromkeys(("record", "stdout", "stderr"), (b"", 0o600)))
+        return NewDirectory(self.path, files, (self.events,))
 
     def note_cancelled(self, transport: Transport) -> None:
         """Put down that a cancellation was asked for, so that its effect is not taken for a failure."""

@@ -13,9 +13,11 @@ from pathlib import Path
 from typing import Optional
 
 from execute_batch_scheduler.adapters.jobdir import JobDir, Record, read_records
+from execute_batch_scheduler.adapters.remote import Remote
 from execute_batch_scheduler.adapters.slurm import submit_environment
+from execute_batch_scheduler.adapters.starter import Starter
 from execute_batch_scheduler.adapters.tracking import Details, OutcomeUnknown, Pace, Report, Tracker
-from execute_batch_scheduler.adapters.transport import Local, Transport, TransportError, Unanswered
+from execute_batch_scheduler.adapters.transport import Local, NewDirectory, Transport, TransportError, Unanswered
 
 from execute_batch_scheduler.adapters import ssh
 
@@ -24,12 +26,14 @@ from psij import InvalidJobException, Job, JobExecutor, JobExecutorConfig, JobSp
 _TIMEOUT = 30.0
 _KILL_AFTER = 5  # seconds from TERM to KILL when a job is cancelled
 _LOOKS = (0.2, 1, 3)  # seconds before each look for a process whose start was not confirmed
+# Of the processes that `_LIST` tells, those which lead a session. A spare's command has a dot more: see start.bash.
+_WRAPPER = re.compile(r"^ *(\d+) +[^\sZ]*s\S* +\S+ -p (/.+/jobs/[^/]+)/(\./)?run$", re.MULTILINE)
 _LIST = 'exec ps -ww -u "$UID" -o pid=,stat=,args='
 
 # A background child of a shell has SIGINT and SIGQUIT ignored, and what is ignored at its start a script cannot get
 # back: hence the trap. The id is told only when every redirection has succeeded, and before our own output and errors
 # are let go: whoever waits for their end has it then.
-_START = """( trap - INT QUIT; cd -- {directory} || exit
+_START = """( trap - INT QUIT; cd -- {directory} >/dev/null || exit
 hash setsid || exit
 exec 6>&1 7>&2 <{stdin} >{stdout} 2>{stderr} || exit
 echo "$BASHPID" >&6
@@ -141,26 +145,58 @@ class ProcessExecutor(JobExecutor):
             pace,
             verdict=lambda record: verdict(record, False),
         )
+        self._starter: Optional[Starter] = None
 
     def submit(self, job: Job) -> None:
         """See PSI/J. On return the process runs."""
-        spec = self._check_job(job)
+        spec, new = self._check_job(job), None
         if spec.executable is None:
             raise InvalidJobException("a job needs an executable")
         if JobDir.of(spec) is None:
-            job.spec = spec = self._wrapped(job, spec)
+            job.spec, new = self._wrapped(job, spec)
         try:
-            environment = _environment(spec, self.transport.environment)
-            result = self.transport.script(start_script(spec), timeout=_TIMEOUT, environment=environment)
-            if not result.stdout.strip().isdigit():
-                raise SubmitException(result.stderr.strip() or "the process could not be started")
-            job._native_id = int(result.stdout)
+            self._submit(job, new)
+        except OSError as error:
+            raise SubmitException(f"{error.filename} could not be made: {error.strerror}") from error
+
+    def directory(self, root: str, key: str) -> JobDir:
+        """Where the files of a new job are to be: the directory of a spare if one waits, else a new one."""
+        if not isinstance(self.transport, Remote):
+            return JobDir.new(root, key)
+        if self._starter is None:
+            self._starter = Starter(self.transport, root, self.tracker.hear)
+        spare = self._starter.take() if self._starter.root == root else None
+        return spare or JobDir.new(root, key)
+
+    def submit_new(self, job: Job, new: NewDirectory) -> None:
+        """Submit a job whose files are yet to be written; OSError where that cannot be."""
+        self._check_job(job)
+        self._submit(job, new)
+
+    def _submit(self, job: Job, new: Optional[NewDirectory]) -> None:
+        assert job.spec is not None
+        try:
+            job._native_id = self._started(job.spec, new)
         except Unanswered as error:
             job._native_id = self._found_out(job, error)
         except TransportError as error:
             raise SubmitException(str(error)) from error
         self._set_job_status(job, JobStatus(JobState.ACTIVE, metadata={"native_id": job.native_id}))
         self.tracker.register_job(job)
+        if self._starter:
+            self._starter.begin()
+
+    def _started(self, spec: JobSpec, new: Optional[NewDirectory]) -> int:
+        """The process id of a job that was started."""
+        environment = _environment(spec, self.transport.environment)
+        if self._starter and new:
+            number = self._starter.go(new, environment, str(_said(spec, "chdir") or spec.directory or "."))
+            if number is not None:
+                return number
+        result = self.transport.script(start_script(spec), timeout=_TIMEOUT, environment=environment, new=new)
+        if not result.stdout.strip().isdigit():
+            raise SubmitException(result.stderr.strip() or "the process could not be started")
+        return int(result.stdout)
 
     def cancel(self, job: Job) -> None:
         """See PSI/J: TERM to the whole process group, KILL a few seconds later to what is left of it."""
@@ -189,9 +225,11 @@ class ProcessExecutor(JobExecutor):
         self.tracker.register_job(job)
 
     def list(self) -> list[str]:
-        """See PSI/J: the processes of this user that run our wrapper."""
-        result = self.transport.script(_LIST, timeout=_TIMEOUT)
-        return [pid for pid, args in parse_processes(result.stdout).items() if re.search(r"/jobs/[^/]+/run$", args)]
+        """See PSI/J: the processes of this user that run our wrapper, but not those that wait for a script."""
+        wrappers = _WRAPPER.findall(self.transport.script(_LIST, timeout=_TIMEOUT).stdout)
+        spares = [JobDir(path) for _, path, spare in wrappers if spare]
+        begun = {one.path for one, record in zip(spares, read_records(spares, self.transport)) if record.attempt}
+        return [pid for pid, path, spare in wrappers if not spare or path in begun]
 
     def inspect(self, job: Job) -> Details:
         """What is known of a job beside its status. No I/O."""
@@ -208,10 +246,21 @@ class ProcessExecutor(JobExecutor):
         found = {}
         for job in jobs:
             directory = JobDir.of(job.spec)
-            pids = [pid for pid, args in processes.items() if directory and args.endswith(f"/{directory.name}/run")]
+            if directory is None:
+                continue
+            ends = [f"/{directory.name}/run"]
+            if self._has_script(directory):  # else what has its name may be a spare that was not begun
+                ends.append(f"/{directory.name}/./run")
+            pids = [pid for pid, args in processes.items() if args.endswith(tuple(ends))]
             if pids:
                 found[job.id] = min(pids, key=int)  # the wrapper; the keeper, its child, has the same command
         return found
+
+    def _has_script(self, directory: JobDir) -> bool:
+        try:
+            return self.transport.size(f"{directory.path}/script") > 0
+        except FileNotFoundError:
+            return False
 
     def _found_out(self, job: Job, error: Unanswered) -> int:
         """The process id of a job whose start was not confirmed, from its record or by a look for its process.
@@ -235,14 +284,13 @@ class ProcessExecutor(JobExecutor):
             raise SubmitException(str(error)) from error
         raise OutcomeUnknown(f"{error}\nWhether the job was started is not known") from error
 
-    def _wrapped(self, job: Job, spec: JobSpec) -> JobSpec:
+    def _wrapped(self, job: Job, spec: JobSpec) -> tuple[JobSpec, NewDirectory]:
         """The same job, run by our wrapper: a detached process tells nobody else its exit code."""
         root = str(self.config.work_directory / self.name)
         if self.transport.host is not None:
             root = f"{self.transport.environment['HOME']}/.psij/{self.name}"  # the configuration's is ours
         directory = JobDir.new(root, job.id)
         script = f"#!/bin/bash -p\nexec {shlex.join([spec.executable or '', *(spec.arguments or [])])}\n"
-        directory.create(self.transport, script.encode(), {})
         executable, arguments = directory.command
         wrapped = JobSpec(
             executable,
@@ -257,7 +305,7 @@ class ProcessExecutor(JobExecutor):
             resources=spec.resources,
             attributes=spec.attributes,
         )
-        return wrapped
+        return wrapped, directory.files(script.encode(), {})
 
     def _alive(self, jobs: Sequence[Job]) -> set[str]:
         """Ids of the jobs whose process lives; another process that has got the same number does not count."""

@@ -24,6 +24,7 @@ from weakref import WeakValueDictionary
 from execute_batch_scheduler.adapters.transport import (
     Growing,
     Marks,
+    NewDirectory,
     Refused,
     Result,
     TransportError,
@@ -52,6 +53,7 @@ _PIECE = 1 << 22
 _WINDOW = 1 << 22  # bytes of a growing file that may be under way or unread
 _CHUNK = 1 << 20
 _TEXT_LIMIT = 1 << 20
+_CANNOT_CREATE = 73  # the exit code where a directory could not be made, as in sysexits.h
 _READ = 1 << 16  # bytes up to which bash reads as fast as another program would begin to
 _SILENCE = 20.0  # seconds without a sign of life after which a connection is given up; one comes each five
 _PAUSES = (0.2, 0.5, 1, 2, 5, 10)  # before a connection is tried again
@@ -169,6 +171,24 @@ def _fill(content: bytes) -> str:
     if len(content) > _READ or b"\0" in content:
         return f"head -c {len(content)}"
     return f"TMOUT=0 read -r -d '' -N {len(content)} text && printf %s \"$text\"" if content else ":"
+
+
+def _contents(new: NewDirectory) -> bytes:
+    return b"".join(content for content, _ in new.files.values())
+
+
+def _making(new: NewDirectory) -> str:
+    """What makes a directory with files whose contents are the input."""
+    path = shlex.quote(new.path)
+    parents = {new.path.rpartition("/")[0], *new.beside}
+    lines = ["umask 077"]
+    lines += [f"[ -d {shlex.quote(parent)} ] || mkdir -p -- {shlex.quote(parent)} || exit" for parent in parents]
+    lines += [f"mkdir -- {path} && cd -- {path} || exit", "LC_ALL=C IFS="]
+    for name, (content, mode) in new.files.items():
+        lines.append(f"{_fill(content)} >{shlex.quote(name)} || {{ cd /; rm -rf -- {path}; exit 1; }}")
+        if mode != 0o600:
+            lines.append(f"chmod {mode:o} {shlex.quote(name)}")
+    return "\n".join(lines)
 
 
 class Remote:
@@ -374,7 +394,7 @@ class Remote:
         put: Optional[Mapping[str, bytes]] = None,
     ) -> Result:
         """Run a command over there; see `Transport`. Unanswered where the connection broke: it may have run."""
-        lines = self._environment_lines(environment)
+        lines = self.environment_lines(environment)
         if put:
             lines.append("umask 077")
             lines += [f"head -c {len(data)} >{shlex.quote(path)} || exit" for path, data in put.items()]
@@ -385,14 +405,24 @@ class Remote:
         out = answer.out.decode(errors="replace")
         return Result(tuple(command), self.host, answer.exit_code, out, answer.err)
 
-    def script(self, text: str, *, timeout: float, environment: Optional[Mapping[str, str]] = None) -> Result:
+    def script(
+        self,
+        text: str,
+        *,
+        timeout: float,
+        environment: Optional[Mapping[str, str]] = None,
+        new: Optional[NewDirectory] = None,
+    ) -> Result:
         """Run lines of bash over there, in a shell that is open already; Unanswered as with `run`."""
-        lines = [*self._environment_lines(environment), text]
-        answer = self._ask("\n".join(lines), b"", timeout, again=False)
+        making = [f"( {_making(new)}\n) || exit {_CANNOT_CREATE}"] if new else []
+        lines = [*making, *self.environment_lines(environment), text]
+        answer = self._ask("\n".join(lines), _contents(new) if new else b"", timeout, again=False)
+        if new and answer.exit_code == _CANNOT_CREATE:
+            self._checked(answer, new.path)
         out = answer.out.decode(errors="replace")
         return Result(("bash", "-c", text), self.host, answer.exit_code, out, answer.err)
 
-    def _environment_lines(self, environment: Optional[Mapping[str, str]]) -> list[str]:
+    def environment_lines(self, environment: Optional[Mapping[str, str]]) -> list[str]:
         """What makes the environment of a shell over there into this one; None leaves it."""
         if environment is None:
             return []
@@ -404,19 +434,9 @@ class Remote:
 
     # files
 
-    def create(self, path: str, files: Mapping[str, tuple[bytes, int]], beside: Sequence[str] = ()) -> None:
+    def create(self, new: NewDirectory) -> None:
         """Make a private directory with files; see `Transport`."""
-        parents = {path.rpartition("/")[0], *beside}
-        lines = ["umask 077"]
-        lines += [f"[ -d {shlex.quote(parent)} ] || mkdir -p -- {shlex.quote(parent)} || exit" for parent in parents]
-        lines += [f"mkdir -- {shlex.quote(path)} && cd -- {shlex.quote(path)} || exit", "LC_ALL=C IFS="]
-        undo = f"{{ cd /; rm -rf -- {shlex.quote(path)}; exit 1; }}"
-        for name, (content, mode) in files.items():
-            lines.append(f"{_fill(content)} >{shlex.quote(name)} || {undo}")
-            if mode != 0o600:
-                lines.append(f"chmod {mode:o} {shlex.quote(name)}")
-        data = b"".join(content for content, _ in files.values())
-        self._checked(self._ask("\n".join(lines), data, again=False), path)
+        self._checked(self._ask(_making(new), _contents(new), again=False), new.path)
 
     def write(self, path: str, offset: int, data: bytes) -> None:
         """Let a file have `data` from `offset` on, and nothing behind it."""
@@ -493,11 +513,24 @@ class Remote:
                 self._feed = _Feed(self, self._name)
             return self._feed
 
-    def open_feed(self, marker: str) -> Stream:
-        """A bash that runs `feed.bash`."""
-        shell = self._new_shell()
+    def open_program(self, lines: str) -> Stream:
+        """A bash that runs these lines."""
+        return self._program(self._new_shell(), lines)
+
+    def open_beside(self, lines: str) -> tuple[Connection, Stream]:
+        """The same as an extra, which makes no connection and lets the feed go before: sessions may be few."""
+        ready, connection = self._fed().ready.wait(_BEGIN_TIMEOUT), self._connection
+        if not ready or connection is None or not self.uses(connection):
+            raise TransportError("there is no connection")
+        return connection, self._program(self._shell_of(connection), lines)
+
+    def uses(self, connection: Optional[Connection]) -> bool:
+        """Whether a connection is the one that is used, and alive as far as is known."""
+        return connection is not None and connection is self._connection and connection.alive()
+
+    def _program(self, shell: _Shell, lines: str) -> Stream:
         try:
-            shell.stream.send(f"marker={marker} chunk={_CHUNK}\n{_FEED}\nexit\n".encode())
+            shell.stream.send(f"{lines}\n".encode(errors="surrogateescape"))
         except OSError:
             shell.stream.close()
             raise
@@ -607,6 +640,8 @@ class _Feed:
         self._stream: Optional[Stream] = None
         self._lock = threading.RLock()
         self._needed = threading.Event()
+        self.ready = threading.Event()
+        """Set while it has a session."""
         threading.Thread(target=self._run, name=f"feed of {host}", daemon=True).start()
 
     def marks(self, folder: str, wake: Callable[[], None]) -> _Marks:
@@ -652,12 +687,13 @@ class _Feed:
             refused = False
             try:
                 self._remote.connected.clear()
-                stream = self._remote.open_feed(marker)
+                stream = self._remote.open_program(f"marker={marker} chunk={_CHUNK}\n{_FEED}\nexit")
                 with self._lock:
                     self._stream = stream
                     self._begun = set(self._items)
                     for item in list(self._items.values()):
                         self.say(item.begin())
+                self.ready.set()
                 frames = _Frames(stream, marker)
                 while True:
                     self._take(*frames.next())
@@ -669,6 +705,7 @@ class _Feed:
                     self._remote.close()  # no sign of life
             except Exception:
                 logger.exception("%s: the feed failed, and will be begun again", self._remote.host)
+            self.ready.clear()
             with self._lock:
                 stream_was, self._stream = self._stream, None
                 if not self._items:

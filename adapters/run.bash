@@ -7,39 +7,73 @@
 # bash's `wait` may lose the exit code when a trapped signal comes together with the child's death; the keeper traps
 # nothing but CHLD. `$?` alone cannot tell `exit 137` from a kill -9; `jobs` can.
 # Where no scheduler enforces a time limit, EXECUTE_TIME_LIMIT holds it in seconds.
+# Where EXECUTE_SPARE names its directory, all this waits before the script is begun: see start.bash, and `be_spare`.
 # What the environment has under names of ours, or of bash's that change what is done here, is the script's.
 __kept=()
-for __name in TMOUT posix here attempt signals signal limit told script watching expired out_from err_from out err; do
+for __name in TMOUT posix here attempt signals signal limit told script watching expired out_from err_from out err \
+  began how code over; do
   [ -z "${!__name+set}" ] || __kept+=("$__name=${!__name}")
 done
 unset TMOUT
-SECONDS=0
+__spare=''
+[ "${EXECUTE_SPARE-}" != "${BASH_SOURCE[0]%/./run}" ] || __spare=yes
+[ -z "$__spare" ] || unset EXECUTE_SPARE
 posix=${POSIXLY_CORRECT+=$POSIXLY_CORRECT}
 set +o posix
-here=${BASH_SOURCE[0]%/*}
+__here=${BASH_SOURCE[0]%/*} __here=${__here%/.}
+here=$__here
+[ -z "$__spare" ] || exec 9<"$here" # as this directory, whatever has its name later
 attempt=${SLURM_RESTART_COUNT:-0}
 signals='HUP INT QUIT USR1 USR2 ALRM TERM XCPU XFSZ VTALRM PROF IO PWR'
-limit=${EXECUTE_TIME_LIMIT-}
-unset EXECUTE_TIME_LIMIT
-told='' script='' watching='' expired=''
+told='' how='' over='' script='' watching='' expired=''
 
+now() { # seconds since the epoch, into `__now`
+  __now=${EPOCHREALTIME:-}
+  [ "$__now" ] || printf -v __now '%(%s)T' -1
+}
 note() { # EVENT FIELDS...: one line of tab-separated fields, and a mark in the directory that all jobs share
-  local IFS=$'\t' event=$1 time=${EPOCHREALTIME:-}
+  local IFS=$'\t' event=$1 time=''
   shift
-  [ "$time" ] || printf -v time '%(%s)T' -1
+  case $event in
+    started) time=$began ;;
+    ended) time=$over ;;
+  esac
+  [ "$time" ] || { now; time=$__now; }
   printf '%s\n' "$event"$'\t'"attempt=$attempt"$'\t'"time=${time/,/.}"$'\t'"$*" >>"$here/record"
+  [ "$event$__spare" != endedyes ] || tell # first, as to make a file takes longer
   : >"$here/../../events/${here##*/}.$attempt.$event"
+}
+
+tell() { # the connection that has begun this job what the record says, and what was printed if that is little
+  local LC_ALL=C IFS='' text='' line='' words="ended ${here##*/}"
+  read -r -d '' text <"$here/record"
+  append_word
+  line=$words
+  little stdout && append_word && little stderr && append_word && ((${#words} < 4000)) && line=$words
+  ((${#line} < 4000)) || return # lines that several write there are whole up to 4096 bytes
+  trap '' PIPE # nobody may be there any more
+  echo "$line" >&8
+  trap - PIPE
+}
+little() { # FILE: its `text`, if it is short and holds no NUL byte
+  text=''
+  [ -f "$here/$1" ] && ! read -r -d '' -n 1000 text <"$here/$1"
+}
+append_word() {
+  text=${text//\\/\\\\} text=${text// /\\s} text=${text//$'\n'/\\n}
+  words+=" $text"
 }
 
 # Some schedulers signal every process of a job, some only this one, and nothing tells which. The canary does: where it
 # died, the script has had the signal too; where it lives, the signal is handed on. So the script gets it exactly once.
 # It says when it can be hurt, and it ends with this process, whose end of its pipe it reads.
 breathe() {
-  coproc CANARY { trap - $signals; echo; read -r; }
+  coproc CANARY { exec 8>&-; trap - $signals; echo; read -r; }
   read -r <&"${CANARY[0]}"
 }
 canary_lives() { [ -n "${CANARY_PID-}" ] && kill -0 "$CANARY_PID"; }
 hand_on() {
+  if [ "$__spare" ] && [ ! -s "$here/script" ]; then kill -s KILL "$script"; fi # it is for no job
   told=${told:+$told,}$1
   [ "$watching" ] || return
   note told "signal=$1"
@@ -55,6 +89,13 @@ import_functions() { # those that were exported to us, which -p has left alone
   while IFS='=' read -r -d '' name text; do
     case $name in BASH_FUNC_*%%) name=${name#BASH_FUNC_} && eval "${name%??} $text" ;; esac
   done <"/proc/$$/environ"
+}
+be_spare() { # until it is said on descriptor 7 what is to be done before the script is begun
+  echo "spare ${__here##*/} $$" >&8
+  exec 8>&-
+  TMOUT=0 IFS= read -r __line <&7 && TMOUT=0 IFS= LC_ALL=C read -r -d '' -N "$__line" __line <&7 || exit
+  exec 7<&-
+  eval "$__line" >/dev/null # with CDPATH cd prints
 }
 begin_prologue() {
   __prologue_begun=yes __prologue_failed=''
@@ -77,22 +118,28 @@ else
   out='' err=''
 fi
 exec 4>&1 5<&0 3< <(
+  exec 9<> <(:) # what `jobs` says, without a process that would take it in
   trap '' $signals
-  trap 'ending=$(LC_ALL=C jobs -l)' CHLD # before there is a child: it may end at once
+  trap 'now; LC_ALL=C jobs -l >&9' CHLD # before there is a child: it may end at once
   (
+    exec 9<&-
     trap - $signals
     SHLVL=$((SHLVL - 1))
     [ -z "$posix" ] || export "POSIXLY_CORRECT$posix"
     echo "$BASHPID" # before the prologue, which may take long and can be signalled too
     for __name in "${__kept[@]}"; do export "$__name"; done # from here on our names are not ours
-    if [ -s "${BASH_SOURCE[0]%/*}/environment" ]; then
+    [ -z "$__spare" ] || be_spare
+    now
+    echo "$__now ${EXECUTE_TIME_LIMIT-}"
+    unset EXECUTE_TIME_LIMIT
+    if [ -s "$__here/environment" ]; then
       __prologue_begun=''
-      . "${BASH_SOURCE[0]%/*}/environment" >&4 </dev/null 6<&-
+      . "$__here/environment" >&4 </dev/null 6<&-
       __code=$?
       [ -z "$__prologue_begun" ] || [ "$__code" = 0 ] || exit "$__code" # it ended by `return`, or cannot be parsed
       trap - ERR EXIT
     fi
-    read -r __line <"${BASH_SOURCE[0]%/*}/script"
+    read -r __line <"$__here/script"
     __line=${__line#\#!}
     __line=${__line#"${__line%%[!$' \t']*}"} # without the blanks before it
     __line=${__line%%[$' \t']*}
@@ -100,21 +147,38 @@ exec 4>&1 5<&0 3< <(
       echo "$__line, which is to run the script, cannot be run on $HOSTNAME" >&2
       [ -z "$__line" ] || [ -e "$__line" ] || exit 127
     fi
-    exec "${BASH_SOURCE[0]%/*}/script" "$@" <&5 >&4 4>&- 5<&- 6<&-
+    exec "$__here/script" "$@" <&5 >&4 4>&- 5<&- 6<&-
   ) &
-  exec 4>&- 5<&- 6<&- </dev/null 2>/dev/null
+  exec 4>&- 5<&- 6<&- 7<&- 8>&- </dev/null 2>/dev/null
   wait $!
-  code=$?
-  case $ending in
-    *" $! Exit "* | *" $! Done"*) echo exit $code ;;
-    *) echo signal $((code - 128)) ;;
-  esac
+  code=$? how=exit
+  if ((code > 128)); then
+    how=signal
+    echo end >&9
+    while read -r line <&9 && [ "$line" != end ]; do
+      [[ $line != *" $! Exit "* ]] || how=exit
+    done
+    [ $how = exit ] || code=$((code - 128))
+  fi
+  echo $how $code "$__now"
 )
 read -r script <&3
 [ "$out" ] || { IFS= read -r out; IFS= read -r err; } <&6
-exec 4>&- 5<&- 6<&- </dev/null >/dev/null 2>&1
+exec 4>&- 5<&- 6<&- 7<&- </dev/null >/dev/null 2>&1
 umask 077
 breathe # after the script: schedulers signal the youngest first
+read -r began limit <&3
+if [[ $began != [0-9]* ]]; then # killed before the script was begun
+  if [ "$__spare" ] && { [ ! -f "$here/script" ] || [ ! -s "$here/script" ]; }; then # or never needed
+    [ ! "$here" -ef "/proc/$$/fd/9" ] || rm -rf -- "$here"
+    exit
+  fi
+  read -r code over <<<"$limit"
+  how=$began limit=''
+  now
+  began=$__now
+fi
+SECONDS=0
 read -r _ _ _ _ _ session _ <"/proc/$$/stat"
 note started "id=${SLURM_JOB_ID:-$session}" "node=${SLURMD_NODENAME:-$HOSTNAME}" "stdout=$out" "stderr=$err" \
   "stdout_from=$out_from" "stderr_from=$err_from"
@@ -129,9 +193,9 @@ if [ "$early" ]; then # those that came before: the script may have had them too
   fi
 fi
 
-until
+[ "$how" ] || until
   [ -z "$limit" ] || patience=$((limit > SECONDS ? limit - SECONDS : 0)).1
-  read -r ${limit:+-t "$patience"} how code <&3
+  read -r ${limit:+-t "$patience"} how code over <&3
   [ $? -le 128 ]
 do
   if [ -z "$limit" ] || ((SECONDS < limit)); then

@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from typing import Optional, Protocol
+from typing import Any, Optional, Protocol
 from weakref import WeakKeyDictionary
 
 from execute_batch_scheduler.adapters.jobdir import JobDir, Record, parse_record, read_records
@@ -102,6 +102,7 @@ class _Known:
     """What stays of a job when it has ended; it must not refer to the job, whose end it would outlive."""
 
     record: Record = field(default_factory=Record)
+    outputs: dict[str, bytes] = field(default_factory=dict)
     details: Details = field(default_factory=Details)
     status: Optional[JobStatus] = None  # the last one delivered
 
@@ -163,6 +164,7 @@ class Tracker:
         self._entries: dict[str, _Entry] = {}
         self._marks: dict[str, Marks] = {}
         self._early: dict[str, str] = {}  # records that were pushed of jobs that are not registered yet, by directory
+        self._heard: dict[str, tuple[str, dict[str, bytes]]] = {}  # see `hear`
         self._ended: WeakKeyDictionary[Job, _Known] = WeakKeyDictionary()
         self._lock = threading.RLock()
         self._wake = threading.Event()
@@ -203,6 +205,21 @@ class Tracker:
             for target in (self._watch, self._inquire):
                 threading.Thread(target=target, name=f"{self._name} {target.__name__}", daemon=True).start()
 
+    def hear(self, path: str, record: str, outputs: dict[str, bytes]) -> None:
+        """Take what a job's own wrapper has told of its end.
+
+        Parameters
+        ----------
+        path
+            The job directory. The job may be registered yet or not.
+        outputs
+            All that stands in files of the directory, by name, as far as that is known.
+        """
+        with self._lock:
+            self._heard[path] = record, outputs
+            _trim(self._heard)
+        self._wake.set()
+
     def take(self, job: Job, record: Record) -> None:
         """Take a record that was read elsewhere, so that a job that somebody comes back to is known at once."""
         with self._lock:
@@ -232,6 +249,10 @@ class Tracker:
     def record(self, job: Job) -> Record:
         """The record as last read. No I/O."""
         return self._known(job).record
+
+    def outputs(self, job: Job) -> dict[str, bytes]:
+        """What the job directory's stdout and stderr held when the job ended, if its wrapper has told. No I/O."""
+        return self._known(job).outputs
 
     def _known(self, job: Job) -> _Known:
         with self._lock:
@@ -306,16 +327,19 @@ class Tracker:
             entries = [entry for entry in self._entries.values() if entry.directory]
             known = {entry.directory.path for entry in entries if entry.directory}
             self._early.update({path: record for path, record in marked.items() if record and path not in known})
-            while len(self._early) > _EARLY:
-                self._early.pop(next(iter(self._early)))
+            _trim(self._early)
+            heard = {path: self._heard.pop(path) for path in known & self._heard.keys()}
         for entry in entries:
             assert entry.directory
+            if entry.directory.path in heard:
+                record, entry.known.outputs = heard[entry.directory.path]
+                self._take_text(entry, record)
             if entry.directory.path in marked:
-                record = marked[entry.directory.path]
-                if record is None:
+                pushed = marked[entry.directory.path]
+                if pushed is None:
                     entry.next_look = 0.0  # now, or as soon as it can be read
                 else:
-                    self._take_text(entry, record)
+                    self._take_text(entry, pushed)
         due = [entry for entry in entries if now >= entry.next_look]
         if not due:
             return
@@ -354,6 +378,8 @@ class Tracker:
 
     def _take_record(self, entry: _Entry, record: Record) -> None:
         with self._lock:
+            if entry.known.status is not None and entry.known.status.final:
+                return  # what was pushed of its beginning may come after what it has told of its end
             before, entry.known.record = entry.known.record.attempt, record
             attempt = record.attempt
             entry.moved = time.monotonic()
@@ -373,9 +399,10 @@ class Tracker:
                 nodes=entry.known.details.nodes or attempt.node,
                 started=attempt.started,
             )
-        self._tell(entry, JobStatus(JobState.ACTIVE, time=attempt.started))
         if attempt.ended is not None and self._verdict:
             self._take_answer(entry, self._verdict(record), record)
+        else:
+            self._tell(entry, JobStatus(JobState.ACTIVE, time=attempt.started))
 
     def _put_questions(self) -> None:
         now = time.monotonic()
@@ -475,6 +502,12 @@ class Tracker:
                 self._entries.pop(job.id, None)
         for listener in list(entry.listeners):
             listener()
+
+
+def _trim(found: dict[str, Any]) -> None:
+    """Let go of what nobody has asked for so long that nobody will."""
+    while len(found) > _EARLY:
+        found.pop(next(iter(found)))
 
 
 def judged(report: Optional[Report], record: Record, directory: Optional[JobDir]) -> Report:

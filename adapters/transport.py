@@ -35,6 +35,18 @@ class Result:
         )
 
 
+@dataclass(frozen=True)
+class NewDirectory:
+    """A private directory that is to be made with its files, name -> (content, mode), or not at all.
+
+    Directories `beside` it are made too where there are none, and all above.
+    """
+
+    path: str
+    files: Mapping[str, tuple[bytes, int]]
+    beside: tuple[str, ...] = ()
+
+
 class TransportError(Exception):
     """A command could not be started, or did not answer in time; the message says which and where."""
 
@@ -98,14 +110,18 @@ class Transport(Protocol):
     ) -> Result:
         """Run a command to its end, after private files were written; an exit code other than 0 is no error here."""
 
-    def script(self, text: str, *, timeout: float, environment: Optional[Mapping[str, str]] = None) -> Result:
-        """Run lines of bash to their end, as `run` does; no profile is read for them."""
+    def script(
+        self,
+        text: str,
+        *,
+        timeout: float,
+        environment: Optional[Mapping[str, str]] = None,
+        new: Optional[NewDirectory] = None,
+    ) -> Result:
+        """Run lines of bash to their end, as `run` does, after a directory was made; no profile is read for them."""
 
-    def create(self, path: str, files: Mapping[str, tuple[bytes, int]], beside: Sequence[str] = ()) -> None:
-        """Make a private directory holding `files`, name -> (content, mode); on failure nothing is left of it.
-
-        Directories `beside` it are made too where there are none, and all above.
-        """
+    def create(self, new: NewDirectory) -> None:
+        """Make a directory; OSError where that cannot be."""
 
     def append(self, path: str, data: bytes) -> None:
         """Add to a file."""
@@ -173,20 +189,29 @@ class Local:
             raise Unanswered(f"{shlex.join(command)} gave no answer on this machine within {timeout:g} s") from None
         return Result(tuple(command), None, process.returncode, _text(out), _text(err))
 
-    def script(self, text: str, *, timeout: float, environment: Optional[Mapping[str, str]] = None) -> Result:
+    def script(
+        self,
+        text: str,
+        *,
+        timeout: float,
+        environment: Optional[Mapping[str, str]] = None,
+        new: Optional[NewDirectory] = None,
+    ) -> Result:
         """Run lines of bash. --norc: below sshd it would read ~/.bashrc even so."""
+        if new is not None:
+            self.create(new)
         return self.run(["/bin/bash", "--norc", "-p", "-c", text], timeout=timeout, environment=environment)
 
-    def create(self, path: str, files: Mapping[str, tuple[bytes, int]], beside: Sequence[str] = ()) -> None:
-        """Make a private directory holding `files`, and the directories `beside` it."""
-        for needed in (*beside, os.path.dirname(path)):
+    def create(self, new: NewDirectory) -> None:
+        """Make a private directory, and those beside it."""
+        for needed in (*new.beside, os.path.dirname(new.path)):
             make_private(needed)
-        os.mkdir(path, 0o700)
+        os.mkdir(new.path, 0o700)
         try:
-            for name, (content, mode) in files.items():
-                _write(f"{path}/{name}", content, mode)
+            for name, (content, mode) in new.files.items():
+                _write(f"{new.path}/{name}", content, mode)
         except OSError:
-            self.remove([path])
+            self.remove([new.path])
             raise
 
     def append(self, path: str, data: bytes) -> None:

@@ -225,7 +225,8 @@ def measure_cells(lab: Lab, report: Report, plan: Plan, title: str) -> None:
     rows[FIRST] = [seconds for _, seconds in firsts]
     rows["  and what it has to import"] = [seconds for seconds, _ in firsts]
     report.table(f"A trivial cell, {title}", rows, "ms", SHARED)
-    print(f"  beyond the job's own run time / {SHARED}: {median(rows[BEYOND]) / median(rows[SHARED]):.2f}")
+    ratio = round(median(rows[BEYOND]) / median(rows[SHARED]), 2)
+    report.target(f"{title}: beyond the job's own run time / {SHARED}, medians", ratio, 0.5, "")
 
 
 @contextlib.contextmanager

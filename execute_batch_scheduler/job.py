@@ -210,7 +210,7 @@ class Job:
             return bool(concurrent.futures.wait([self.future], seconds).done)
 
     def result(self, timeout: Timeout = None) -> str:
-        """Wait for the end; standard output if the job completed.
+        """Wait for the end; standard output, as the job has left it, if it completed.
 
         Raises
         ------
@@ -228,7 +228,8 @@ class Job:
             raise error
         try:
             with self._reaching():
-                return output.whole(self._transport, self._place("stdout"))
+                told = self._told("stdout")
+                return output.whole(self._transport, self._place("stdout")) if told is None else output.text(told)
         except FileNotFoundError:
             gone = f"job {self.native_id} completed, but its output is gone: there is no {self._stdout()}"
             raise JobFailed(gone, self) from None
@@ -242,7 +243,9 @@ class Job:
         kind = JobCancelled if self.cancelled() else JobFailed
         stderr = self._stderr() or self._stdout()
         with self._reaching():
-            return kind(display.failure(self, output.last_lines(self._transport, stderr), stderr), self)
+            told = self._told("stderr" if self._stderr() else "stdout")
+            lines = output.last_lines(self._transport, stderr, told)
+            return kind(display.failure(self, lines, stderr), self)
 
     def add_done_callback(self, function: Callable[[Job], Any]) -> None:
         """Call `function` with this handle when the job has ended, at once if it has."""
@@ -322,8 +325,8 @@ class Job:
         with self._tracker.watched(self.psij_job), self._reaching():
             while True:
                 if done := self.done():
-                    for stream in streams.values():
-                        stream.finish()
+                    for name, stream in streams.items():
+                        stream.finish(self._told(name))
                 pieces = [(name, text) for name, stream in streams.items() if (text := stream.read())]
                 yield from pieces
                 if pieces:
@@ -401,6 +404,12 @@ class Job:
         # Where the next attempt runs, or has ended, and no record tells of it, none will: what there is is read.
         waits = not self.done() and self.native_state != "RUNNING"
         return output.Place(path, begin, attempt.number, over=waits and self.details.attempt > attempt.number)
+
+    def _told(self, stream: str) -> Optional[bytes]:
+        """All of an output, where it came together with the job's end."""
+        place, told = self._place(stream), self._tracker.outputs(self.psij_job)
+        ours = self._directory and {"stdout": self._directory.stdout, "stderr": self._directory.stderr}[stream]
+        return told.get(stream) if place and place.path == ours else None
 
     def _stdout(self) -> Optional[str]:
         path = self.spec.stdout_path

@@ -137,11 +137,19 @@ class Output:
         self._shown = 0
         self._decode(b"", True)
 
-    def finish(self) -> None:
-        """The job has ended: from now on `read` gives '' at the end of the output alone."""
+    def finish(self, whole: Optional[bytes] = None) -> None:
+        """The job has ended: from now on `read` gives '' at the end of the output alone.
+
+        Parameters
+        ----------
+        whole
+            The whole output, if that is known: then no file is read any more.
+        """
         self._finished = True
         if self._file is not None:
             self._file.finish()
+        if whole is not None and self._at <= len(whole) and not isinstance(self._file, _Told):
+            self._file, self._file_restarts = _Told(whole[self._at :]), 0
 
     def gone(self) -> bool:
         """Whether the job's output should be there, and no file is."""
@@ -171,18 +179,38 @@ class Output:
         return self._decode(b"", True) + note + tail.decode(errors="replace")
 
 
+class _Told:
+    """What is left to be read of a file, without the file."""
+
+    restarts = 0
+
+    def __init__(self, data: bytes) -> None:
+        self._data = data
+
+    def read(self, most: int) -> bytes:
+        data, self._data = self._data[:most], self._data[most:]
+        return data
+
+    def finish(self) -> None:
+        pass  # it has all
+
+
 def whole(transport: Transport, place: Optional[Place]) -> str:
     """A file's text from where the job's output begins; '' if no file is known. FileNotFoundError if it is gone."""
-    return "" if place is None else transport.read(place.path, place.begin).decode(errors="replace")
+    return "" if place is None else text(transport.read(place.path, place.begin))
 
 
-def last_lines(transport: Transport, path: Optional[str], count: int = 10) -> list[str]:
-    """The last lines of a file, without reading the rest."""
+def text(data: bytes) -> str:
+    """Output as it is shown: what is no text does no harm."""
+    return data.decode(errors="replace")
+
+
+def last_lines(transport: Transport, path: Optional[str], whole: Optional[bytes] = None, count: int = 10) -> list[str]:
+    """The last lines of a file, without reading the rest; or of what is known to be in it."""
     if path is None:
         return []
     try:
-        start = max(0, transport.size(path) - _TAIL)
-        lines = transport.read(path, start).decode(errors="replace").splitlines()
+        data = transport.read(path, max(0, transport.size(path) - _TAIL)) if whole is None else whole
     except FileNotFoundError:
         return []
-    return lines[-count:]
+    return text(data).splitlines()[-count:]

@@ -9,7 +9,6 @@ import sys
 import types
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Optional, Union
 
 from execute_batch_scheduler import settings_file
@@ -182,7 +181,7 @@ class Settings:
         return Choice(
             wlm=said.get("wlm"),
             shell=said["shell"],
-            root=os.path.abspath(Path(said["job_directory"]).expanduser()),
+            root=os.path.abspath(os.path.expanduser(said["job_directory"])),
             on_interrupt=said["on_interrupt"],
             host=said.get("host"),
             identity=said.get("identity"),
@@ -211,7 +210,7 @@ class Settings:
             Place("built-in", _BUILT_IN),
             _checked("the defaults of this installation", _installed()),
             _file("EXECUTE_SITE_CONFIG", _SITE_FILE),
-            _file("EXECUTE_CONFIG", str(_config_home() / _FILE)),
+            _file("EXECUTE_CONFIG", os.path.join(os.environ.get("XDG_CONFIG_HOME") or "~/.config", _FILE)),
             Place("$EXECUTE_JOB_DIRECTORY", {"job_directory": directory} if directory else {}),
             _checked("settings, or c.ExecuteMagics", here),
             _checked("execute_cell", _original()),
@@ -240,10 +239,6 @@ def _original() -> dict[str, Any]:
     module = sys.modules.get("execute_cell")
     found = {ours: getattr(module, name, None) for name, ours in _ORIGINAL.items()}
     return {name: value for name, value in found.items() if value is not None}
-
-
-def _config_home() -> Path:
-    return Path(os.environ.get("XDG_CONFIG_HOME") or "~/.config").expanduser()
 
 
 def _file(variable: str, usual: str) -> Place:

@@ -14,6 +14,8 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Optional
 
+from typeguard import suppress_type_checks
+
 from execute_batch_scheduler.adapters.jobdir import JobDir
 from execute_batch_scheduler.adapters.slurm import DIRECTIVES, NATIVE_ARGUMENTS, literal_filename
 from execute_batch_scheduler.directives import line_of
@@ -83,9 +85,10 @@ def make_spec(
         For an option that makes no sense in a cell.
     """
     executable, arguments = directory.command
-    attributes = JobAttributes()
+    with suppress_type_checks():  # which mypy has done here, and which take as long as all else of a submission
+        attributes = JobAttributes()
+        spec = JobSpec(executable, arguments, resources=ResourceSpecV1(), attributes=attributes)
     attributes.duration = None  # type: ignore[assignment]  # the constructor forces 10 minutes on everybody
-    spec = JobSpec(executable, arguments, resources=ResourceSpecV1(), attributes=attributes)
     words: list[str] = []
     head: list[str] = []
     for flag in flags:

@@ -8,6 +8,7 @@ import os
 import re
 import shlex
 import shutil
+import signal
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -20,7 +21,7 @@ from execute_batch_scheduler.adapters import process, stock
 from execute_batch_scheduler.adapters.jobdir import JobDir
 from execute_batch_scheduler.adapters.ssh_config import parse_host
 from execute_batch_scheduler.adapters.tracking import OutcomeUnknown, Tracker
-from execute_batch_scheduler.adapters.transport import Local, Transport, TransportError
+from execute_batch_scheduler.adapters.transport import Local, NewDirectory, Transport, TransportError
 from execute_batch_scheduler.display import NAMELESS
 from execute_batch_scheduler.errors import BackendUnavailable, BadUsage, SubmissionFailed
 from execute_batch_scheduler.flags import Flag
@@ -47,6 +48,10 @@ _HINTS = {
         "scontrol ping shows whether the controller is up; squeue --me shows whether the job was accepted all the same"
     ),
 }
+_NOT_PLAIN = {"output", "error", "input", "open-mode"}
+_SHORT = 1 << 16  # characters of a script that is sent together with the order to begin it
+# Those for which programs set handlers that raise.
+_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGALRM, signal.SIGUSR1, signal.SIGUSR2)
 _TITLE = 80  # characters of a script's first command that are noted
 
 logger = logging.getLogger(__name__)
@@ -232,12 +237,16 @@ def submit_script(
     transport: Transport = getattr(chosen, "transport", None) or Local()
     there = _environment(transport)
     root = choice.root if transport.host is None else root_there(choice, transport.host, there)
-    merged = flag_table.merge(line, head, there, [flag for flag in defaults if flag.name != "host"])
+    variables = {} if wlm in ("local", "ssh") else there  # nobody reads SBATCH_* variables where there is no sbatch
+    merged = flag_table.merge(line, head, variables, [flag for flag in defaults if flag.name != "host"])
     psij_job = psij.Job()
-    where = JobDir.new(root, psij_job.id)
+    # What can begin at once is begun in a directory that is there already.
+    plain = not (dry_run or put or _NOT_PLAIN & {flag.name for flag in merged}) and len(text) < _SHORT
+    make_directory = chosen.directory if plain and isinstance(chosen, process.ProcessExecutor) else JobDir.new
+    where = make_directory(root, psij_job.id)
     foreign = directives.foreign(text)
     read = foreign if wlm == "slurm" else ()
-    psij_job.spec = make_spec(merged, where, name=name, native=native, environment=there, foreign=read)
+    psij_job.spec = make_spec(merged, where, name=name, native=native, environment=variables, foreign=read)
     notices = _check(psij_job.spec, wlm, chosen, merged, native, foreign)
     if dry_run:
         return DryRun(text, _preview(chosen, psij_job), psij_job.spec, notices, choice.prologue)
@@ -249,23 +258,10 @@ def submit_script(
             transfer.put(transport, [os.fspath(path) for path in put], place, progress)
         except TransportError as error:
             raise SubmissionFailed(f"nothing was submitted: {error}") from error
-    try:
-        where.create(
-            transport,
-            text.encode(errors="surrogateescape"),
-            {**choice.environment, **(environment or {})},
-            choice.prologue,
-        )
-    except OSError as error:
-        raise SubmissionFailed(
-            f"the job directory {where.path} could not be made ({error.strerror}); nothing was submitted. Set "
-            "job_directory (or $EXECUTE_JOB_DIRECTORY) to a directory that you can write and that compute nodes see"
-        ) from error
-    except TransportError as error:
-        _remove(where, transport)
-        raise SubmissionFailed(f"nothing was submitted: {error}") from error
+    private = {**choice.environment, **(environment or {})}
+    new = where.files(text.encode(errors="surrogateescape"), private, choice.prologue)
     title = directives.first_command(text)
-    uninterrupted(lambda: _submit(wlm, chosen, psij_job, title, where, transport), lambda: chosen.cancel(psij_job))
+    uninterrupted(lambda: _submit(wlm, chosen, psij_job, title, new, transport), lambda: chosen.cancel(psij_job))
     tracker = tracker_for(chosen, transport)
     if not hasattr(chosen, "tracker"):
         tracker.register_job(psij_job)
@@ -451,18 +447,34 @@ def _check(
     return ()
 
 
-def _submit(wlm: str, executor: JobExecutor, job: psij.Job, title: str, where: JobDir, transport: Transport) -> None:
-    """Note the job, submit it, note its id. Of a job that was refused nothing is left."""
+def _submit(
+    wlm: str, executor: JobExecutor, job: psij.Job, title: str, new: NewDirectory, transport: Transport
+) -> None:
+    """Note the job, make its directory, submit it, note its id. Of a job that was refused nothing is left."""
+    where, made = JobDir(new.path), False
     try:
         _note(wlm, executor, job, title, where, transport)
-        executor.submit(job)
+        if isinstance(executor, process.ProcessExecutor):
+            executor.submit_new(job, new)
+        else:
+            transport.create(new)
+            made = True
+            executor.submit(job)
     except OutcomeUnknown as error:
         raise SubmissionFailed(
             f"{error}\nDo not run it again before you know: attach({job.id!r}) and jobs() look it up"
         ) from error
     except BaseException as error:
-        _remove(where, transport)
+        if not isinstance(error, FileExistsError):  # what is there already is another's
+            _remove(where, transport)
         _note_as_far_as_possible(job, removed=True)
+        if isinstance(error, OSError) and not made:
+            raise SubmissionFailed(
+                f"the job directory {where.path} could not be made ({error.strerror}); nothing was submitted. Set "
+                "job_directory (or $EXECUTE_JOB_DIRECTORY) to a directory that you can write and that compute nodes see"
+            ) from error
+        if isinstance(error, TransportError):
+            raise SubmissionFailed(f"nothing was submitted: {error}") from error
         if isinstance(error, (psij.SubmitException, psij.InvalidJobException)):
             raise SubmissionFailed(_refusal(executor, job, str(error))) from error
         raise
@@ -545,28 +557,22 @@ def tracker_for(executor: JobExecutor, transport: Transport) -> Tracker:
 
 
 def uninterrupted(action: Callable[[], object], undo: Callable[[], object] = lambda: None) -> None:
-    """Do what must not stop halfway; an interrupt in the middle of it counts when it is done, and undoes it."""
-    if threading.current_thread() is not threading.main_thread():
+    """Do what must not stop halfway. A signal in the middle of it counts when it is done; one that raises undoes it."""
+    if threading.current_thread() is not threading.main_thread():  # which no handler interrupts
         action()
         return
-    errors: list[BaseException] = []
-
-    def run() -> None:
-        try:
-            action()
-        except BaseException as error:
-            errors.append(error)
-
-    thread = threading.Thread(target=run, name="submission")
-    thread.start()
-    interrupted = False
-    while thread.is_alive():
-        try:
-            thread.join()
-        except KeyboardInterrupt:
-            interrupted = True
-    if errors:
-        raise errors[0]
-    if interrupted:
-        undo()
-        raise KeyboardInterrupt
+    handlers = {one: handler for one in _SIGNALS if callable(handler := signal.getsignal(one))}
+    caught: list[int] = []
+    for one in handlers:
+        signal.signal(one, lambda number, _: caught.append(number))
+    try:
+        action()
+    finally:
+        for one, handler in handlers.items():
+            signal.signal(one, handler)
+    try:
+        for number in caught:
+            handlers[signal.Signals(number)](number, None)
+    except BaseException:
+        uninterrupted(undo)
+        raise

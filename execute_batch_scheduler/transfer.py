@@ -22,7 +22,7 @@ Progress = Callable[[str, int, int], None]
 _TIMEOUT = 120.0
 # Patterns are expanded, and nothing else in them is: with no IFS they are not split, and no shell reads them again.
 _LIST = """\
-cd -- {directory} || exit
+cd -- {directory} >/dev/null || exit
 set -- {patterns}
 shopt -s nullglob globstar
 IFS=''

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -18,6 +19,8 @@ os.environ["HOME"] = _HOME.name  # before PSI/J is imported: it remembers the ho
 for _name in [name for name in os.environ if name.startswith(("SLURM_", "SBATCH_", "SQUEUE_", "EXECUTE_"))]:
     del os.environ[_name]
 os.environ.pop("XDG_CONFIG_HOME", None)
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as of commands that a shell runs in the background
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 os.environ["EXECUTE_SITE_CONFIG"] = os.devnull  # this machine's own settings are no part of the tests
 
 from tests.services import slurm as slurm_service, sshd as sshd_service  # noqa: E402

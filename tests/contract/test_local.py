@@ -112,3 +112,20 @@ def test_a_start_without_setsid_is_no_job(monkeypatch: pytest.MonkeyPatch, tmp_p
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(SubmissionFailed, match="setsid"):
         submit_script("true", wlm="local")
+
+
+def test_where_cd_prints(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "sub").mkdir()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("CDPATH", str(tmp_path))
+    assert submit_script("pwd", "--chdir=sub", wlm="local").result(PATIENCE) == f"{tmp_path}/sub\n"
+
+
+def test_what_sbatch_alone_reads_does_not_count(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("SBATCH_OUTPUT", str(tmp_path / "elsewhere"))
+    monkeypatch.setenv("SBATCH_JOB_NAME", "other")
+    job = submit_script("echo out", wlm="local")
+    assert job.result(PATIENCE) == "out\n"
+    job = submit_script(f"#!/bin/bash\n#SBATCH --output={tmp_path}/said\necho out", wlm="local")
+    assert job.result(PATIENCE) == (tmp_path / "said").read_text() == "out\n"
+    assert not (tmp_path / "elsewhere").exists()

@@ -78,7 +78,7 @@ FATES: dict[str, tuple[str, str]] = {
     "kill -9": ("kill -9 $$", ""),
     "kill -TERM": ("kill -TERM $$", ""),
     "memory": ("srun python3 -c 'x = bytearray(300 << 20); import time; time.sleep(60)'", "--mem=50"),
-    "limit": ("sleep 1000", "-t1"),
+    "limit": ("exec sleep 1000", "-t1"),  # a shell may be told so, or see its child die of it first: chance
     "trapped limit": ("trap 'exit 0' TERM; while :; do sleep 0.1; done", "-t1"),
     "pending, cancelled": ("true", "--hold"),
     "cancelled": ("echo ready; exec sleep 1000", ""),  # a child of the shell would be signalled first, and race with it

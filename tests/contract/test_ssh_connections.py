@@ -21,7 +21,7 @@ from typing import Any, Optional
 import pytest
 from execute_batch_scheduler.adapters.ssh_config import Address, parse_url
 from execute_batch_scheduler.adapters.ssh_login import Ask
-from execute_batch_scheduler.adapters.transport import TransportError, Unreachable
+from execute_batch_scheduler.adapters.transport import NewDirectory, TransportError, Unreachable
 
 from execute_batch_scheduler import BadUsage, submit_script
 from execute_batch_scheduler.adapters import remote, ssh, ssh_config, ssh_login
@@ -856,7 +856,7 @@ def test_login_shells(login_shell: LoginShell, shell: str, client_: str, tmp_pat
     login_shell.profile.write_text("export FROM=profile\n")
     there = ssh.transport(f"ssh://there?client={client_}")
     assert there.run(["printenv", "FROM"], timeout=20).stdout == "profile\n"
-    there.create(f"{tmp_path}/made", {"a": (b"some\0thing", 0o600)})
+    there.create(NewDirectory(f"{tmp_path}/made", {"a": (b"some\0thing", 0o600)}))
     assert there.read(f"{tmp_path}/made/a") == b"some\0thing"
 
 
@@ -1237,7 +1237,7 @@ def own_sshd(own_daemon: Sshd) -> Iterator[Sshd]:
 def test_ten_megabytes_each_way(url: str, tmp_path: Path) -> None:
     data = os.urandom(10 << 20)
     there = ssh.transport(url)
-    there.create(f"{tmp_path}/made", {"a": (data, 0o600), "b": (b"", 0o644), "c": (b"after", 0o700)})
+    there.create(NewDirectory(f"{tmp_path}/made", {"a": (data, 0o600), "b": (b"", 0o644), "c": (b"after", 0o700)}))
     assert there.read(f"{tmp_path}/made/a") == data
     assert there.read(f"{tmp_path}/made/a", 5 << 20, 1000) == data[5 << 20 :][:1000]
     assert there.texts([f"{tmp_path}/made/b", f"{tmp_path}/made/c"]) == {

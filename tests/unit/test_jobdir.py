@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from execute_batch_scheduler.adapters.jobdir import Attempt, JobDir, Record, parse_record
-from execute_batch_scheduler.adapters.transport import Local
+from execute_batch_scheduler.adapters.transport import Local, NewDirectory
 
 from psij import JobSpec
 
@@ -167,7 +167,7 @@ def test_another_command_has_no_directory(spec):
 def test_create_makes_everything_private(tmp_path, open_umask):
     root = tmp_path / "above" / "root"
     directory = JobDir.new(str(root), "0123456789")
-    directory.create(Local(), b"#!/bin/sh\n", {"A": "x y"})
+    Local().create(directory.files(b"#!/bin/sh\n", {"A": "x y"}))
     modes = {str(path.relative_to(tmp_path)): oct(path.stat().st_mode & 0o7777) for path in tmp_path.rglob("*")}
     job = f"above/root/jobs/{directory.name}"
     assert modes == {
@@ -187,7 +187,7 @@ def test_create_makes_everything_private(tmp_path, open_umask):
 
 def test_create_writes_the_script_as_it_is_and_leaves_the_rest_empty(tmp_path):
     directory = JobDir.new(str(tmp_path), "0123456789")
-    directory.create(Local(), b"#!/bin/sh\n\xff\n", {})
+    Local().create(directory.files(b"#!/bin/sh\n\xff\n", {}))
     job = Path(directory.path)
     assert sorted(path.name for path in job.iterdir()) == ["record", "run", "script", "stderr", "stdout"]
     assert (job / "script").read_bytes() == b"#!/bin/sh\n\xff\n"
@@ -197,7 +197,7 @@ def test_create_writes_the_script_as_it_is_and_leaves_the_rest_empty(tmp_path):
 
 def test_the_environment_is_quoted(tmp_path):
     directory = JobDir.new(str(tmp_path), "0123456789")
-    directory.create(Local(), b"", {"A": "it's $HOME `x`", "B": "", "C": "a\nb"})
+    Local().create(directory.files(b"", {"A": "it's $HOME `x`", "B": "", "C": "a\nb"}))
     text = (Path(directory.path) / "environment").read_text()
     assert text == "export A='it'\"'\"'s $HOME `x`'\nexport B=''\nexport C='a\nb'\n"
 
@@ -205,7 +205,7 @@ def test_the_environment_is_quoted(tmp_path):
 def test_create_leaves_nothing_when_a_file_cannot_be_written(tmp_path):
     path = tmp_path / "jobs" / "one"
     with pytest.raises(FileNotFoundError):
-        Local().create(str(path), {"script": (b"x", 0o700), "no/such": (b"", 0o600)})
+        Local().create(NewDirectory(str(path), {"script": (b"x", 0o700), "no/such": (b"", 0o600)}))
     assert not path.exists()
 
 
@@ -214,14 +214,14 @@ def test_create_touches_nothing_that_is_there(tmp_path):
     path.mkdir(parents=True)
     (path / "script").write_text("mine")
     with pytest.raises(FileExistsError):
-        Local().create(str(path), {"script": (b"x", 0o700)})
+        Local().create(NewDirectory(str(path), {"script": (b"x", 0o700)}))
     assert (path / "script").read_text() == "mine"
 
 
 def test_two_jobs_share_the_marks(tmp_path):
     first, second = JobDir.new(str(tmp_path), "1" * 10), JobDir.new(str(tmp_path), "2" * 10)
     for directory in (first, second):
-        directory.create(Local(), b"", {})
+        Local().create(directory.files(b"", {}))
     assert first.path != second.path
     assert first.events == second.events == str(tmp_path / "events")
 
@@ -233,7 +233,7 @@ def test_reading_a_record_that_is_gone_is_reading_an_empty_one(tmp_path):
 
 def test_reading_a_record_survives_what_is_no_text(tmp_path):
     directory = JobDir.new(str(tmp_path), "0123456789")
-    directory.create(Local(), b"", {})
+    Local().create(directory.files(b"", {}))
     Path(directory.record).write_bytes(b"\xff\xfe\n" + STARTED.encode() + ENDED[:-1].encode())
     assert directory.read(Local()) == Record(attempt())
 

@@ -269,3 +269,29 @@ def test_the_last_lines_of_a_long_file_are_bounded_in_bytes(file):
 
 def test_there_are_no_last_lines_where_there_is_no_file(file):
     assert last_lines(Local(), None) == last_lines(Local(), f"{file}.none") == []
+
+
+def test_what_is_known_as_a_whole_is_not_read(file):
+    append(file, "aé".encode()[:2])
+    out = reader(file)
+    assert out.read() == "a"
+    file.unlink()
+    for _ in range(2):
+        out.finish("aé b".encode())
+    assert (out.read(), out.read(), out.rest()) == ("é b", "", "")
+    fresh = reader(file, most=3)
+    fresh.finish(b"abc")
+    assert (fresh.read(), fresh.read()) == ("abc", "")
+
+
+def test_a_whole_that_is_shorter_than_what_was_read_is_not_taken_for_the_rest(file):
+    append(file, b"first attempt")
+    out = reader(file)
+    assert out.read() == "first attempt"
+    file.write_bytes(b"new")
+    out.finish(b"new")
+    assert (out.read(), out.read()) == ("new", "")
+
+
+def test_the_last_lines_of_what_is_known(file):
+    assert last_lines(Local(), str(file), b"a\nb\xff\n", 1) == ["b\ufffd"]

@@ -10,7 +10,7 @@ from execute_batch_scheduler.spec import make_spec
 
 from psij import JobAttributes, JobSpec, JobState
 
-START = """( trap - INT QUIT; cd -- {directory} || exit
+START = """( trap - INT QUIT; cd -- {directory} >/dev/null || exit
 hash setsid || exit
 exec 6>&1 7>&2 <{stdin} >{stdout} 2>{stderr} || exit
 echo "$BASHPID" >&6

@@ -22,7 +22,7 @@ def run(tmp_path):
 
     def run(prologue, script=SCRIPT, environment=None, **variables):
         directory = JobDir(str(tmp_path / "root" / "jobs" / "one"))
-        directory.create(Local(), script.encode(), environment or {}, prologue)
+        Local().create(directory.files(script.encode(), environment or {}, prologue))
         executable, arguments = directory.command
         done = subprocess.run(
             [executable, *arguments],
@@ -121,7 +121,7 @@ def test_a_script_that_cannot_be_run_is_not_its_fault(run):
 def test_a_signal_reaches_it(tmp_path):
     """It may take long, and the job can be cancelled meanwhile."""
     directory = JobDir(str(tmp_path / "root" / "jobs" / "one"))
-    directory.create(Local(), SCRIPT.encode(), {}, "echo begun; for ((i = 0; i < 500; i++)); do sleep 0.05; done")
+    Local().create(directory.files(SCRIPT.encode(), {}, "echo begun; for ((i = 0; i < 500; i++)); do sleep 0.05; done"))
     executable, arguments = directory.command
     with open(directory.stdout, "ab") as out:
         process = subprocess.Popen([executable, *arguments], stdout=out, stderr=out, start_new_session=True)
@@ -138,7 +138,7 @@ def test_what_ends_at_once_keeps_its_exit_code(tmp_path):
 
     def one(number):
         directory = JobDir(str(tmp_path / str(number) / "root" / "jobs" / "one"))
-        directory.create(Local(), b"#!/no/such/shell\n", {}, "return 4" if number % 2 else "")
+        Local().create(directory.files(b"#!/no/such/shell\n", {}, "return 4" if number % 2 else ""))
         executable, arguments = directory.command
         done = subprocess.run([executable, *arguments], stdin=subprocess.DEVNULL, capture_output=True, timeout=20)
         attempt = directory.read(Local()).attempt

@@ -26,7 +26,7 @@ def job(tmp_path):
 
     def make(state, record, **more):
         directory = JobDir(str(tmp_path / "jobs" / "one"))
-        directory.create(Local(), b"", {})
+        Local().create(directory.files(b"", {}))
         Path(directory.record).write_text(record)
         made = Job(JobSpec(*directory.command))
         made._status = JobStatus(state, **more)

@@ -43,8 +43,8 @@ class Memory:
     def run(self, command, *, timeout, environment=None):
         raise TransportError("there are no commands here")
 
-    def create(self, path, files, beside=()):
-        self.files.update({f"{path}/{name}": content for name, (content, _) in files.items()})
+    def create(self, new):
+        self.files.update({f"{new.path}/{name}": content for name, (content, _) in new.files.items()})
 
     def append(self, path, data):
         self.files[path] = self.files.get(path, b"") + data
@@ -139,7 +139,7 @@ def job(memory):
         directory = JobDir.new("/root", job.id)
         job.spec = JobSpec(*directory.command)
         job._native_id = native_id
-        directory.create(memory, b"", {})
+        memory.create(directory.files(b"", {}))
         return job
 
     return make

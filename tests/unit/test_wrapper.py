@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 
 import pytest
-from execute_batch_scheduler.adapters.jobdir import _RUN, JobDir
+from execute_batch_scheduler.adapters.jobdir import RUN, JobDir
 from execute_batch_scheduler.adapters.transport import Local
 
 BASH = "#!/bin/bash\n"
@@ -32,7 +32,7 @@ def make(tmp_path):
 
     def make(script, environment=None):
         directory = JobDir(str(tmp_path / "root" / "jobs" / "one"))
-        directory.create(Local(), script.encode(), environment or {})
+        Local().create(directory.files(script.encode(), environment or {}))
         return directory
 
     return make
@@ -119,7 +119,7 @@ def test_a_signal_that_bash_itself_ignores_is_handed_on_as_a_code(run):
 
 
 def test_variables_that_bear_names_of_the_wrappers_own_reach_the_script_as_they_were(make, start):
-    text = _RUN.decode()
+    text = RUN.decode()
     words = set(re.findall(r"(?<![\w$/.-])([a-z_]+)(?==)", text)) | set(re.findall(r"read -r (\w+)", text))
     names = {name for name in words if not name.startswith("__")}
     assert {"here", "limit", "code", "line"} & names
