@@ -521,8 +521,13 @@ class Remote:
         """The same as an extra, which makes no connection and lets the feed go before: sessions may be few."""
         ready, connection = self._fed().ready.wait(_BEGIN_TIMEOUT), self._connection
         if not ready or connection is None or not self.uses(connection):
-            raise TransportError("there is no connection")
-        return connection, self._program(self._shell_of(connection), lines)
+            raise Unreachable("there is no connection")
+        try:
+            return connection, self._program(self._shell_of(connection), lines)
+        except (TransportError, OSError) as error:
+            if self.uses(connection):
+                raise
+            raise Unreachable("the connection was let go meanwhile") from error
 
     def uses(self, connection: Optional[Connection]) -> bool:
         """Whether a connection is the one that is used, and alive as far as is known."""

@@ -3,8 +3,8 @@
 # `spare NAME PID` when one is ready (run.bash says it), and makes the next one when that has been used.
 # Spoken to by lines on stdin:
 #
-#   go NAME SCRIPT ENVIRONMENT WORDS DIRECTORY   lengths, and then that many bytes of each
-#   renew                                        the spare is lost to whom it was promised: make another one
+#   go NAME PID SCRIPT ENVIRONMENT WORDS DIRECTORY   lengths, and then that many bytes of each
+#   renew                                            the spare is lost to whom it was promised: make another one
 #
 # `go` is answered by `went`, or by `gone`: then that directory and its spare are not there any more.
 # A spare that is not asked for is given up after some minutes, `lost`, and when the connection is gone.
@@ -37,13 +37,13 @@ fill() { # DIRECTORY
     : >"$1/stderr" || { rm -rf -- "$1"; return 1; }
 }
 
-begin() { # NAME LENGTHS: whether the spare of that name could be told to begin
+begin() { # NAME PID LENGTHS: whether the spare of that name could be told to begin
   local LC_ALL=C script='' environment='' words='' directory=''
-  take script "$2"
-  take environment "$3"
-  take words "$4"
-  take directory "$5"
-  [ "$1" = "$__name" ] && { [ "$directory" = . ] || { cd && cd -- "$directory" && cd; } >/dev/null; } || return
+  take script "$3"
+  take environment "$4"
+  take words "$5"
+  take directory "$6"
+  [ "$1" = "$__name" ] && kill -0 "$2" && { [ "$directory" = . ] || { cd && cd -- "$directory" && cd; } >/dev/null; } || return
   [ -x "$__root/jobs/$1/script" ] && [ -f "$__root/jobs/$1/stdout" ] && [ -f "$__root/jobs/$1/stderr" ] || return
   printf %s "$script" >"$__root/jobs/$1/script" || return
   if [ "$environment" ]; then

@@ -14,7 +14,7 @@ from typing import Optional
 
 from execute_batch_scheduler.adapters.jobdir import RUN, JobDir
 from execute_batch_scheduler.adapters.remote import Connection, Remote, Stream
-from execute_batch_scheduler.adapters.transport import NewDirectory, TransportError, Unanswered
+from execute_batch_scheduler.adapters.transport import NewDirectory, TransportError, Unanswered, Unreachable
 
 logger = logging.getLogger(__name__)
 
@@ -135,7 +135,7 @@ class Starter:
         self._remote.turns += 1
         try:
             with session.asking:
-                session.stream.send(f"go {name} {lengths}\n".encode() + b"".join(parts))
+                session.stream.send(f"go {name} {native_id} {lengths}\n".encode() + b"".join(parts))
                 answer = session.answers.get(timeout=_ANSWER)
         except (OSError, queue.Empty) as error:
             session.stream.close()
@@ -163,6 +163,8 @@ class Starter:
             connection, stream = self._remote.open_beside(lines)
         except (TransportError, OSError) as error:
             logger.info("%s: jobs start without a spare: %s", self._remote.host, error)
+            if isinstance(error, Unreachable):
+                self._begin_at = 0.0
             return
         session = _Session(connection, stream)
         with self._lock:
@@ -175,6 +177,8 @@ class Starter:
         finally:
             with self._lock:
                 self._session = None
+                if not self._remote.uses(connection):  # its end says nothing of how many sessions may be had
+                    self._begin_at = 0.0
                 self._given = {name: one for name, one in self._given.items() if one[0] is not session}
             stream.close()
             session.answers.put(b"")

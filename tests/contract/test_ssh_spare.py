@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
 import threading
 import time
 from pathlib import Path
@@ -111,7 +112,7 @@ def test_a_spare_that_is_lost_loses_no_job(how: str) -> None:
     name, pid = waiting()
     if how == "killed":
         os.killpg(pid, signal.SIGKILL)
-        until(lambda: not alive(pid))
+        until(lambda: not subprocess.run(["pgrep", "-s", str(pid), "-r", "S,R,D"], capture_output=True).stdout)
     elif how == "removed":
         executor().transport.remove([f"{executor()._starter.root}/jobs/{name}"])  # type: ignore[union-attr]
     else:
@@ -129,6 +130,17 @@ def test_nothing_stays_of_it_when_the_connection_is_let_go() -> None:
     ssh.logout(URL)
     until(lambda: not Path(root, "jobs", name).exists())
     until(lambda: not alive(pid))
+
+
+def test_a_connection_that_is_let_go_at_once_does_not_put_it_off() -> None:
+    for pause in (0.0, 0.01, 0.03, 0.1, 0.2):
+        ssh.logout(URL)
+        submit_script("true", host=HOST).result(PATIENCE)
+        time.sleep(pause)
+        ssh.logout(URL)
+    began = time.monotonic()
+    waiting()
+    assert time.monotonic() - began < 30  # it would be minutes
 
 
 def test_it_is_no_job_before_it_is_one() -> None:

@@ -34,6 +34,7 @@ class Started:
         program = folder / "program"
         program.write_text(f"__root={shlex.quote(str(root))} __run={shlex.quote(RUN.decode())}\n{text}")
         self.root = root
+        self.pid = os.getpid()
         self.early = []
         self.session = starter._Session(None, self)
         self.process = subprocess.Popen(
@@ -59,11 +60,14 @@ class Started:
         """The name and process id of the next spare."""
         word, name, pid = self.early.pop() if self.early else self.line()
         assert word == "spare"
-        return name, int(pid)
+        self.pid = int(pid)
+        return name, self.pid
 
-    def go(self, name, script, environment="", words=":", place="."):
+    def go(self, name, script, environment="", words=":", place=".", pid=None):
         parts = [part if isinstance(part, bytes) else part.encode() for part in (script, environment, words, place)]
-        self.say(f"go {name} {' '.join(str(len(part)) for part in parts)}\n".encode() + b"".join(parts))
+        self.say(
+            f"go {name} {pid or self.pid} {' '.join(str(len(part)) for part in parts)}\n".encode() + b"".join(parts)
+        )
 
     def ended(self):
         """The name, the record, and the output of a job that tells its end."""
@@ -251,7 +255,17 @@ def test_killed_it_takes_its_spare_along(start):
 
 @pytest.mark.parametrize(
     "how",
-    ["killed", "terminated", "hung up", "removed", "partly removed", "elsewhere", "unknown", "unwritable"],
+    [
+        "killed",
+        "its wrapper killed",
+        "terminated",
+        "hung up",
+        "removed",
+        "partly removed",
+        "elsewhere",
+        "unknown",
+        "unwritable",
+    ],
 )
 def test_a_spare_that_cannot_be_begun_is_gone(start, tmp_path, how):
     it = start()
@@ -259,6 +273,9 @@ def test_a_spare_that_cannot_be_begun_is_gone(start, tmp_path, how):
     directory = it.root / "jobs" / name
     if how == "killed":
         os.killpg(pid, signal.SIGKILL)
+        until(lambda: not alive(pid))
+    elif how == "its wrapper killed":
+        os.kill(pid, signal.SIGKILL)
         until(lambda: not alive(pid))
     elif how == "terminated":
         os.killpg(pid, signal.SIGTERM)
