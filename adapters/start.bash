@@ -43,7 +43,8 @@ begin() { # NAME PID LENGTHS: whether the spare of that name could be told to be
   take environment "$4"
   take words "$5"
   take directory "$6"
-  [ "$1" = "$__name" ] && kill -0 "$2" && { [ "$directory" = . ] || { cd && cd -- "$directory" && cd; } >/dev/null; } || return
+  [ "$1" = "$__name" ] && kill -0 "$2" || return
+  [ "$directory" = . ] || { cd && cd -- "$directory" && cd; } >/dev/null || return
   [ -x "$__root/jobs/$1/script" ] && [ -f "$__root/jobs/$1/stdout" ] && [ -f "$__root/jobs/$1/stderr" ] || return
   printf %s "$script" >"$__root/jobs/$1/script" || return
   if [ "$environment" ]; then
