@@ -58,17 +58,17 @@ take() { # VARIABLE LENGTH: so many bytes of the input
   [ "$2" = 0 ] || TMOUT=0 IFS= read -r -d '' -N "$2" "$1" || exit
 }
 
-give_up() { # DIRECTORY: what waits there sees the end of its input, and removes it
-  local looks
-  [[ ${1##*/} =~ ^[0-9]{8}T[0-9]{6}-[0-9a-f]{8}$ ]] || return
-  [ ! -s "$1/script" ] || : >"$1/script" # without which it is no job
+give_up() { # NAME: what waits there sees the end of its input, and removes its directory
+  local directory=$__root/jobs/$1 looks
+  [[ $1 =~ ^[0-9]{8}T[0-9]{6}-[0-9a-f]{8}$ ]] || return
+  [ ! -s "$directory/script" ] || : >"$directory/script" # without which it is no job
   [ -z "$__go" ] || exec {__go}>&-
   __name='' __go=''
   for ((looks = 0; looks < 100; looks++)); do
-    [ -e "$1" ] || return
+    [ -e "$directory" ] || return
     sleep 0.01
   done
-  rm -rf -- "$1"
+  rm -rf -- "$directory"
 }
 
 prepare
@@ -86,21 +86,21 @@ do
         __name='' __go=''
         echo went
       else
-        give_up "$__root/jobs/$__wanted"
+        give_up "$__wanted"
         echo gone
       fi
       umask "$__mask"
       __due=yes
       ;;
     0renew)
-      [ -z "$__name" ] || give_up "$__root/jobs/$__name"
+      [ -z "$__name" ] || give_up "$__name"
       prepare
       ;;
     1*) # nothing came
       if [ "$__due" ]; then
         prepare
       elif [ "$__name" ]; then
-        give_up "$__root/jobs/$__name"
+        give_up "$__name"
         echo lost
       fi
       ;;

@@ -245,6 +245,17 @@ def test_it_ends_and_so_does_its_spare(start):
     assert list((it.root / "events").iterdir()) == []
 
 
+@pytest.mark.parametrize("message", ["go", "go {name}", "go {name} {pid} 1 1 1", "go {name} {pid} 9 0 0 0\nhalf"])
+def test_a_message_that_is_not_whole_ends_it(start, message):
+    it = start()
+    name, pid = it.spare()
+    it.process.stdin.write(f"{message.format(name=name, pid=pid)}\n".encode())
+    it.process.stdin.close()
+    until(lambda: not alive(pid))
+    until(lambda: not (it.root / "jobs" / name).exists())
+    assert it.process.wait(20) != 0
+
+
 def test_killed_it_takes_its_spare_along(start):
     it = start()
     name, pid = it.spare()
@@ -314,13 +325,14 @@ def test_a_spare_whose_directory_is_gone_leaves_alone_what_has_its_name(start):
     assert directory.exists()
 
 
-@pytest.mark.parametrize("name", ["..", ".", "", "20000101T000000-0000000x", "a/20000101T000000-00000000"])
+@pytest.mark.parametrize("name", ["..", ".", "*", "20000101T000000-0000000x", "a/20000101T000000-00000000"])
 def test_nothing_is_removed_that_has_no_name_of_a_spare(start, tmp_path, name):
     it = start()
     spare, _ = it.spare()
     (it.root / "jobs" / "a" / "20000101T000000-00000000").mkdir(parents=True)
     (it.root / "jobs" / "20000101T000000-0000000x").mkdir()
-    it.go(name or " ", f"{BASH}echo no")
+    it.go(name, f"{BASH}echo no")
+    assert it.line() == ["gone"]
     it.say("renew\n")
     until(lambda: not (it.root / "jobs" / spare).exists())
     assert (it.root / "jobs" / "a" / "20000101T000000-00000000").exists()
