@@ -53,13 +53,24 @@ class Started:
         assert select.select([self.process.stdout], [], [], 20)[0], "it says nothing"
         return os.read(self.process.stdout.fileno(), 100)
 
-    def line(self):
-        return [word.decode(errors="surrogateescape") for word in self.session.line()]
+    def next(self, *wanted):
+        """The next line with one of these words, in words. Others may come before it: who says what says it alone."""
+        for line in self.early:
+            if line[0] in wanted:
+                self.early.remove(line)
+                return line
+        while True:
+            line = [word.decode(errors="surrogateescape") for word in self.session.line()]
+            if line[0] in wanted:
+                return line
+            self.early.append(line)
+
+    def answer(self):
+        return self.next("went", "gone")[0]
 
     def spare(self):
         """The name and process id of the next spare."""
-        word, name, pid = self.early.pop() if self.early else self.line()
-        assert word == "spare"
+        _, name, pid = self.next("spare")
         self.pid = int(pid)
         return name, self.pid
 
@@ -71,12 +82,7 @@ class Started:
 
     def ended(self):
         """The name, the record, and the output of a job that tells its end."""
-        words = self.line()
-        if words[0] == "spare":
-            self.early.append(words)
-            return self.ended()
-        word, name, record, *output = words
-        assert word == "ended"
+        _, name, record, *output = self.next("ended")
         return name, parse_record(record).attempt, output[0] if output else None
 
     def stop(self):
@@ -122,7 +128,7 @@ def test_a_spare_becomes_a_job(start, tmp_path):
     )
     (tmp_path / "pl ace").mkdir()
     it.go(name, script, place=str(tmp_path / "pl ace"), words=f"cd -- {shlex.quote(str(tmp_path / 'pl ace'))}")
-    assert it.line() == ["went"]
+    assert it.answer() == "went"
     ended, attempt, output = it.ended()
     assert (ended, attempt.exit_code, attempt.native_id) == (name, 7, str(pid))
     assert output == f"{tmp_path}/pl ace 0 HERE/script\nü\n"
@@ -142,7 +148,7 @@ def test_variables_words_and_the_prologue_reach_the_script(start):
     it.go(
         name, f"{BASH}echo {names}", environment="export SECRET='a b'\n", words="export MORE=more EXECUTE_TIME_LIMIT=60"
     )
-    assert it.line() == ["went"]
+    assert it.answer() == "went"
     assert it.ended()[2] == "mine /x/ 3 v 1 C.UTF-8 more a b unset none\n"
     assert oct((it.root / "jobs" / name / "environment").stat().st_mode)[-3:] == "600"
 
@@ -152,7 +158,7 @@ def test_where_cd_prints(start, tmp_path):
     it = start(CDPATH=str(tmp_path))
     name, _ = it.spare()
     it.go(name, f"{BASH}pwd", words="cd sub", place="sub")
-    assert it.line() == ["went"]
+    assert it.answer() == "went"
     assert it.ended()[2] == f"{tmp_path}/sub\n"
 
 
@@ -162,7 +168,7 @@ def test_a_script_finds_what_it_finds_elsewhere(start):
     name, pid = it.spare()
     script = f"{BASH}ls /proc/$$/fd; trap; umask; cat; ps -o sid= -p $$; grep SigIgn /proc/self/status"
     it.go(name, script)
-    assert it.line() == ["went"]
+    assert it.answer() == "went"
     usual = subprocess.run(["bash", "-c", "umask; grep SigIgn /proc/self/status"], capture_output=True, text=True)
     mask, *ignored = usual.stdout.split()
     assert it.ended()[2].split() == ["0", "1", "2", "255", mask, str(pid), *ignored]
@@ -173,11 +179,11 @@ def test_a_time_limit_counts_from_the_beginning(start):
     name, _ = it.spare()
     time.sleep(1.2)
     it.go(name, f"{BASH}sleep 0.5; echo $SECONDS", words="export EXECUTE_TIME_LIMIT=1")
-    assert it.line() == ["went"]
+    assert it.answer() == "went"
     assert it.ended()[1].exit_code == 0
     name, _ = it.spare()
     it.go(name, f"{BASH}sleep 30", words="export EXECUTE_TIME_LIMIT=1")
-    assert it.line() == ["went"]
+    assert it.answer() == "went"
     attempt = it.ended()[1]
     assert (attempt.limit, attempt.signal) == (True, signal.SIGTERM)
 
@@ -198,7 +204,7 @@ def test_output_comes_along_as_long_as_it_is_little(start, command, output):
     it = start()
     name, _ = it.spare()
     it.go(name, f"{BASH}{command}\n")
-    assert it.line() == ["went"]
+    assert it.answer() == "went"
     assert it.ended()[2] == output
 
 
@@ -206,7 +212,7 @@ def test_output_that_is_too_long_for_a_line_does_not_come_along(start, tmp_path)
     it = start(tmp_path / ("x" * 250) / ("y" * 250) / ("z" * 250) / ("u" * 250))
     name, _ = it.spare()
     it.go(name, f"{BASH}printf '\\n%.0s' {{1..900}}")
-    assert it.line() == ["went"]
+    assert it.answer() == "went"
     _, attempt, output = it.ended()
     assert (attempt.exit_code, output) == (0, None)
 
@@ -219,7 +225,7 @@ def test_many_that_end_at_once_do_not_mix_their_words(start):
         names.append(name)
         waiting = f"for n in {{1..900}}; do [ -e '{it.root}/go' ] || sleep 0.02; done"
         it.go(name, f"{BASH}{waiting}; for n in {{1..50}}; do echo {number} $n; done")
-        assert it.line() == ["went"]
+        assert it.answer() == "went"
     (it.root / "go").touch()
     found = {name: output for name, _, output in (it.ended() for _ in names)}
     assert found == {name: "".join(f"{n} {m}\n" for m in range(1, 51)) for n, name in enumerate(names)}
@@ -230,7 +236,7 @@ def test_nobody_hears_of_the_end(start):
     it = start()
     name, pid = it.spare()
     it.go(name, f"{BASH}sleep 1; echo done; exit 3")
-    assert it.line() == ["went"]
+    assert it.answer() == "went"
     it.stop()
     until(lambda: not alive(pid))
     assert parse_record((it.root / "jobs" / name / "record").read_text()).attempt.exit_code == 3
@@ -303,11 +309,11 @@ def test_a_spare_that_cannot_be_begun_is_gone(start, tmp_path, how):
         (directory / "script").mkdir()
     wanted = "20000101T000000-00000000" if how == "unknown" else name
     it.go(wanted, f"{BASH}touch {tmp_path}/ran", place="/no/such" if how == "elsewhere" else ".")
-    assert it.line() == ["gone"]
+    assert it.answer() == "gone"
     assert not (it.root / "jobs" / wanted).exists()
     second, _ = it.spare()
     it.go(second, f"{BASH}echo fine")
-    assert it.line() == ["went"]
+    assert it.answer() == "went"
     assert it.ended()[2] == "fine\n"
     until(lambda: not alive(pid))
     assert not (tmp_path / "ran").exists()
@@ -332,7 +338,7 @@ def test_nothing_is_removed_that_has_no_name_of_a_spare(start, tmp_path, name):
     (it.root / "jobs" / "a" / "20000101T000000-00000000").mkdir(parents=True)
     (it.root / "jobs" / "20000101T000000-0000000x").mkdir()
     it.go(name, f"{BASH}echo no")
-    assert it.line() == ["gone"]
+    assert it.answer() == "gone"
     it.say("renew\n")
     until(lambda: not (it.root / "jobs" / spare).exists())
     assert (it.root / "jobs" / "a" / "20000101T000000-00000000").exists()
@@ -345,7 +351,7 @@ def test_relative_directories_begin_at_home(start, tmp_path):
     for place, answer in (("sub", "went"), ("sub", "went"), ("deeper", "gone"), ("sub/deeper", "went")):
         name, _ = it.spare()
         it.go(name, f"{BASH}pwd", words=f"cd -- {place} || exit", place=place)
-        assert it.line() == [answer]
+        assert it.answer() == answer
         assert answer == "gone" or it.ended()[2] == f"{tmp_path}/{place}\n"
 
 
@@ -353,7 +359,7 @@ def test_a_spare_that_fails_before_its_script_leaves_a_record(start):
     it = start()
     name, _ = it.spare()
     it.go(name, f"{BASH}echo no", words="exit 4")
-    assert it.line() == ["went"]
+    assert it.answer() == "went"
     assert it.ended()[1].exit_code == 4
 
 
@@ -362,7 +368,7 @@ def test_a_directory_that_is_there_already_is_left_alone(start, tmp_path):
     (tmp_path / "root" / "jobs" / "20000101T000000-00070007").mkdir(parents=True)
     it = start(tmp_path / "root", text=text)
     it.go("20000101T000000-00000000", f"{BASH}echo no")
-    assert it.line() == ["gone"]
+    assert it.answer() == "gone"
     assert (tmp_path / "root" / "jobs" / "20000101T000000-00070007").exists()
 
 
@@ -380,7 +386,7 @@ def test_renewal_does_no_harm_to_a_job_that_runs(start):
     it = start()
     name, pid = it.spare()
     it.go(name, f"{BASH}sleep 1; echo done")
-    assert it.line() == ["went"]
+    assert it.answer() == "went"
     it.say("renew\n")
     it.spare()
     assert alive(pid)
@@ -393,12 +399,12 @@ def test_a_spare_that_nobody_wants_is_given_up(start):
     name, pid = it.spare()
     until(lambda: not alive(pid))
     until(lambda: not (it.root / "jobs" / name).exists())
-    assert it.line() == ["lost"]
+    it.next("lost")
     it.go(name, f"{BASH}echo no")
-    assert it.line() == ["gone"]
+    assert it.answer() == "gone"
     second, _ = it.spare()  # somebody is there again
     it.go(second, f"{BASH}echo yes")
-    assert it.line() == ["went"]
+    assert it.answer() == "went"
     assert it.ended()[2] == "yes\n"
 
 
@@ -406,7 +412,7 @@ def test_no_place_for_a_spare(start, tmp_path):
     (tmp_path / "file").write_text("")
     it = start(tmp_path / "file")
     it.go("20000101T000000-00000000", f"{BASH}echo no")
-    assert it.line() == ["gone"]
+    assert it.answer() == "gone"
 
 
 def test_a_script_of_many_bytes(start):
@@ -414,5 +420,5 @@ def test_a_script_of_many_bytes(start):
     name, _ = it.spare()
     text = "# " + "ü" * 30_000 + "\n"
     it.go(name, f'{BASH}{text}wc -c <"$0"')
-    assert it.line() == ["went"]
+    assert it.answer() == "went"
     assert int(it.ended()[2]) == len((BASH + text).encode()) + len('wc -c <"$0"')
