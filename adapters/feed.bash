@@ -78,7 +78,7 @@ pump() { # ID: say what has come
     quiet=0
     echo "data $id"
     if [ "$byte" ]; then printf %s "$byte"; else printf '\0'; fi
-    head -c $((room > chunk ? chunk - 1 : room - 1)) <&"$fd"
+    dd bs=64k count=$((room > chunk ? chunk - 1 : room - 1)) iflag=count_bytes <&"$fd" 2>/dev/null
     printf '\n%s\n' "$marker"
   done
 }

@@ -451,11 +451,12 @@ class Remote:
     def read(self, path: str, offset: int = 0, limit: int = -1) -> bytes:
         """Read a file from `offset` on."""
         file = shlex.quote(path)
-        read = f"tail -c +{offset + 1} -- {file}" if offset else f"cat -- {file}"
-        if limit >= 0:
-            read = f"{read} | head -c {limit}" if offset else f"head -c {limit} -- {file}"
+        read = f"cat -- {file}"
+        if offset or limit >= 0:  # in pieces that a pipe takes at once
+            most = f" count={limit}" if limit >= 0 else ""
+            read = f"dd if={file} bs=64k skip={offset}{most} iflag=skip_bytes,count_bytes status=none"
         begun = f"exec 4<{file} || exit; exec 4<&-; [ -s {file} ] || exit 0"  # without a process where there is nothing
-        return self._checked(self._ask(f"{begun}; {read}"), path).out
+        return self._checked(self._ask(f"{begun}; exec {read}"), path).out
 
     def texts(self, paths: Sequence[str]) -> dict[str, str]:
         """Small text files, in one round trip and without a process."""
@@ -612,7 +613,7 @@ class _Growing:
 
     def read(self, most: int) -> bytes:
         with self._lock:
-            data = bytes(self._waiting[:most])
+            data = bytes(memoryview(self._waiting)[:most])
             del self._waiting[:most]
             self._offset += len(data)
             grant = self._offset + _WINDOW if self._granted - self._offset < _WINDOW // 2 else 0
@@ -748,7 +749,7 @@ class _Frames:
     def __init__(self, stream: Stream, marker: str) -> None:
         self._stream = stream
         self._end = f"\n{marker}\n".encode()
-        self._buffer = b""
+        self._buffer = bytearray()
 
     def next(self) -> tuple[list[str], bytes]:
         """The words of a frame's first line, and its data."""
@@ -763,5 +764,6 @@ class _Frames:
             if not piece:
                 raise _Lost
             self._buffer += piece
-        found, self._buffer = self._buffer[:at], self._buffer[at + len(mark) :]
+        found = bytes(memoryview(self._buffer)[:at])
+        del self._buffer[: at + len(mark)]
         return found

@@ -382,6 +382,8 @@ def measure_output(lab: Lab, report: Report, plan: Plan) -> None:
                     raise RuntimeError(f"{name}: not all of {size} bytes came")
                 rows[name].append(round(size / (time.perf_counter() - begun) / 1e6, 1))
     report.table(f"{size / 1e6:.0f} MB of output, MB/s", rows, "", CAT)
+    slowest = min(median(speeds) for name, speeds in rows.items() if name.startswith("ours"))
+    report.target("time for output / ssh cat, our slowest way", median(rows[CAT]) / slowest, 1 / 0.6, "")
     reads = {
         "follow(most=60000)": _FOLLOW.replace("MOST", "60000"),
         "follow()": _FOLLOW.replace("MOST", "None"),
