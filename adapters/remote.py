@@ -17,10 +17,9 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Optional, Protocol
-from weakref import WeakValueDictionary
 
+from execute_batch_scheduler.adapters.feed import Feed
 from execute_batch_scheduler.adapters.transport import (
     Growing,
     Marks,
@@ -30,7 +29,6 @@ from execute_batch_scheduler.adapters.transport import (
     TransportError,
     Unanswered,
     Unreachable,
-    an_hour_ago,
 )
 
 logger = logging.getLogger(__name__)
@@ -45,19 +43,14 @@ _OBEY = """exec 9</dev/null; unset -v __script __err __code; __obey() { # LENGTH
   { __err=$( { eval "$__script"; } 2>&1 >&3 3>&- <&"$2" 9<&- ); __code=$?; } 3>&1
   printf '\\n%s %s\\n%s\\n%s\\n' "$3" "$__code" "$__err" "$3"
 }"""
-_FEED = Path(__file__).with_name("feed.bash").read_text()
 _SHELLS = 6  # at once; sshd's default MaxSessions is 10
 _BEGIN_TIMEOUT = 20.0
 _TIMEOUT = 60.0  # for files
 _PIECE = 1 << 22
-_WINDOW = 1 << 22  # bytes of a growing file that may be under way or unread
-_CHUNK = 1 << 20
 _TEXT_LIMIT = 1 << 20
 _CANNOT_CREATE = 73  # the exit code where a directory could not be made, as in sysexits.h
 _READ = 1 << 16  # bytes up to which bash reads as fast as another program would begin to
-_SILENCE = 20.0  # seconds without a sign of life after which a connection is given up; one comes each five
-_PAUSES = (0.2, 0.5, 1, 2, 5, 10)  # before a connection is tried again
-_REFUSED = 300.0  # the same where we are not let in: a site counts that
+_PAUSES = (0.2, 0.5, 1, 2)  # before a question is asked again
 _ERRORS = {
     "No such file or directory": FileNotFoundError,
     "Permission denied": PermissionError,
@@ -93,10 +86,6 @@ class Connection(Protocol):
         """Let it go. Never raises."""
 
 
-class _Lost(Exception):
-    """The stream ended before the answer was whole."""
-
-
 @dataclass(frozen=True)
 class _Answer:
     out: bytes
@@ -124,7 +113,7 @@ class _Shell:
             self.stream.send(f"exec 2>/dev/null; cd; {_OBEY}\nprintf '\\n%s\\n' {self._marker}\n".encode())
             said = self._until(f"\n{self._marker}\n".encode(), time.monotonic() + _BEGIN_TIMEOUT)
             answer = self.ask('read -r _ _ _ _ group _ </proc/$$/stat; echo "$group"; cat "/proc/$$/environ"')
-        except (TimeoutError, _Lost, OSError) as error:
+        except OSError as error:
             text = (said or self._rest).decode(errors="replace").strip()
             what = f"it said: {text[-500:]}" if text else "it said nothing"
             late = f" within {_BEGIN_TIMEOUT:g} s" if isinstance(error, TimeoutError) else ""
@@ -138,7 +127,7 @@ class _Shell:
         self.environment = {name: value for name, _, value in pairs}
 
     def ask(self, script: str, data: bytes = b"", timeout: float = _TIMEOUT) -> _Answer:
-        """Run a script; `data` is its input. TimeoutError, _Lost or OSError leave the shell unusable."""
+        """Run a script; `data` is its input. An OSError leaves the shell unusable."""
         end = time.monotonic() + timeout
         words = script.encode(errors="surrogateescape")
         # What a failed script leaves of its input must not be taken for commands: hence the exit.
@@ -159,7 +148,7 @@ class _Shell:
             self._rest = tail  # told when this goes wrong
             piece = self.stream.receive(max(0.0, end - time.monotonic()))
             if not piece:
-                raise _Lost
+                raise ConnectionError("its end came before the answer was whole")
             tail = tail[-keep:] + piece
         pieces.append(tail[:at])
         self._rest = tail[at + len(mark) :]
@@ -221,7 +210,7 @@ class Remote:
         self._failed: Optional[tuple[float, Unreachable]] = None
         self.connected = threading.Event()
         """Set when a connection was made; who waits for one clears it."""
-        self._feed: Optional[_Feed] = None
+        self._feed: Optional[Feed] = None
 
     @property
     def environment(self) -> Mapping[str, str]:
@@ -347,7 +336,7 @@ class Remote:
 
     def _ask(self, script: str, data: bytes = b"", timeout: float = _TIMEOUT, again: bool = True) -> _Answer:
         """Ask a shell. A question that may be asked `again` is, when the connection is lost, for some seconds."""
-        for pause in _PAUSES[:4] if again and self._environment is not None else ():
+        for pause in _PAUSES if again and self._environment is not None else ():
             try:
                 return self._ask_once(script, data, timeout)
             except (Unanswered, Unreachable) as error:
@@ -365,7 +354,7 @@ class Remote:
             except TimeoutError:
                 self._kill(shell)
                 raise Unanswered(f"{self._name} gave no answer within {timeout:g} s") from None
-            except (_Lost, OSError) as error:
+            except OSError as error:
                 raise Unanswered(f"the connection to {self._name} was lost, so it gave no answer") from error
             return answer
 
@@ -380,7 +369,7 @@ class Remote:
         try:
             with self._shell(patient=False) as other:  # we hold one: to wait for another could be for ever
                 other.ask(f"kill -s KILL -- -{int(shell.group)}", timeout=5)
-        except (TimeoutError, _Lost, OSError, TransportError):
+        except (OSError, TransportError):
             self.close()
 
     # commands
@@ -508,10 +497,10 @@ class Remote:
         """A file that grows, pushed."""
         return self._fed().follow(path, offset, wake)
 
-    def _fed(self) -> _Feed:
+    def _fed(self) -> Feed:
         with self._free:
             if self._feed is None:
-                self._feed = _Feed(self, self._name)
+                self._feed = Feed(self, self._name)
             return self._feed
 
     def open_program(self, lines: str) -> Stream:
@@ -541,229 +530,3 @@ class Remote:
             shell.stream.close()
             raise
         return shell.stream
-
-
-class _Marks:
-    def __init__(self, feed: _Feed, number: int, folder: str, wake: Callable[[], None]) -> None:
-        self._feed = feed
-        self._number = number
-        self.folder = folder
-        self.wake = wake
-        self.seen: set[str] = set()
-        self._fresh: dict[str, Optional[str]] = {}
-        self._lock = threading.Lock()
-
-    def begin(self) -> str:
-        """The line that lets the feed begin, or go on."""
-        return f"marks {self._number} {an_hour_ago()} {self.folder}"
-
-    def take(self, name: str, record: Optional[str]) -> None:
-        with self._lock:
-            if record is None and name in self.seen:
-                return  # known from before the connection was lost
-            self.seen.add(name)
-            self._fresh[name] = record or None
-        self.wake()
-
-    def fresh(self) -> dict[str, Optional[str]]:
-        with self._lock:
-            fresh, self._fresh = self._fresh, {}
-            return fresh
-
-    def hurry(self) -> None:
-        self._feed.say("")
-
-
-class _Growing:
-    def __init__(self, feed: _Feed, number: int, remote: Remote, path: str, offset: int, wake: Callable[[], None]):
-        self.restarts = 0
-        self.wake = wake
-        self._feed = feed
-        self._number = number
-        self._remote = remote
-        self._path = path
-        self._offset = offset  # up to where it was read by our user
-        self._waiting = bytearray()  # what has come since
-        self._granted = 0
-        self._again = False  # what is waiting belongs to a file that begins anew
-        self._finished = False
-        self._lock = threading.Lock()
-
-    def begin(self) -> str:
-        """The line that lets the feed begin, or go on."""
-        with self._lock:
-            at = self._offset + len(self._waiting)
-            self._granted = self._offset + _WINDOW
-            return f"follow {self._number} {at} {self._granted} {self._path}"
-
-    def take(self, data: bytes) -> None:
-        with self._lock:
-            if self._finished:
-                return  # it is read from where this would have begun
-            self._waiting += data
-        self.wake()
-
-    def again(self) -> None:
-        with self._lock:
-            self._waiting.clear()
-            self._offset = 0
-            self.restarts += 1
-            self._granted = _WINDOW
-        self._feed.say(f"more {self._number} {_WINDOW}")
-
-    def read(self, most: int) -> bytes:
-        with self._lock:
-            data = bytes(memoryview(self._waiting)[:most])
-            del self._waiting[:most]
-            self._offset += len(data)
-            grant = self._offset + _WINDOW if self._granted - self._offset < _WINDOW // 2 else 0
-            self._granted = grant or self._granted
-        if data or not self._finished:
-            if grant and not self._finished:
-                self._feed.say(f"more {self._number} {grant}")
-            return data
-        try:
-            data = self._remote.read(self._path, self._offset, most)
-        except FileNotFoundError:
-            return b""
-        self._offset += len(data)
-        return data
-
-    def finish(self) -> None:
-        with self._lock:
-            self._finished = True
-        self._feed.forget(self._number)
-
-
-class _Feed:
-    """The client's end of `feed.bash`: one thread that takes what is pushed, and connects again when that stops."""
-
-    def __init__(self, remote: Remote, host: str) -> None:
-        self._remote = remote
-        self._items: WeakValueDictionary[int, _Marks | _Growing] = WeakValueDictionary()
-        self._begun: set[int] = set()  # what the other end holds, also of items that nobody here has any more
-        self._next = 0
-        self._stream: Optional[Stream] = None
-        self._lock = threading.RLock()
-        self._needed = threading.Event()
-        self.ready = threading.Event()
-        """Set while it has a session."""
-        threading.Thread(target=self._run, name=f"feed of {host}", daemon=True).start()
-
-    def marks(self, folder: str, wake: Callable[[], None]) -> _Marks:
-        with self._lock:
-            self._next += 1
-            item = self._items[self._next] = _Marks(self, self._next, folder, wake)
-            self._begin(item)
-            return item
-
-    def follow(self, path: str, offset: int, wake: Callable[[], None]) -> _Growing:
-        with self._lock:
-            self._next += 1
-            item = self._items[self._next] = _Growing(self, self._next, self._remote, path, offset, wake)
-            self._begin(item)
-            return item
-
-    def _begin(self, item: _Marks | _Growing) -> None:
-        self._needed.set()
-        self._begun.add(self._next)
-        self.say(item.begin())
-
-    def forget(self, number: int) -> None:
-        with self._lock:
-            self._items.pop(number, None)
-            self._begun.discard(number)
-        self.say(f"forget {number}")
-
-    def say(self, line: str) -> None:
-        """Tell the feed; if the connection is broken, it is told all that counts when there is a new one."""
-        with self._lock:
-            if self._stream is None:
-                return
-            try:
-                self._stream.send(f"{line}\n".encode(errors="surrogateescape"))
-            except OSError:
-                self._stream.close()
-
-    def _run(self) -> None:
-        failures = 0
-        while True:
-            self._needed.wait()
-            marker = secrets.token_hex(16)
-            refused = False
-            try:
-                self._remote.connected.clear()
-                stream = self._remote.open_program(f"marker={marker} chunk={_CHUNK}\n{_FEED}\nexit")
-                with self._lock:
-                    self._stream = stream
-                    self._begun = set(self._items)
-                    for item in list(self._items.values()):
-                        self.say(item.begin())
-                self.ready.set()
-                frames = _Frames(stream, marker)
-                while True:
-                    self._take(*frames.next())
-                    failures = 0
-            except (TransportError, _Lost, OSError, ValueError) as error:  # ValueError: ssh's last words
-                logger.info("%s: the feed ended, and will be begun again: %s", self._remote.host, error or "lost")
-                refused = isinstance(error, Refused)
-                if isinstance(error, TimeoutError):
-                    self._remote.close()  # no sign of life
-            except Exception:
-                logger.exception("%s: the feed failed, and will be begun again", self._remote.host)
-            self.ready.clear()
-            with self._lock:
-                stream_was, self._stream = self._stream, None
-                if not self._items:
-                    self._needed.clear()
-            if stream_was is not None:
-                stream_was.close()
-            # A connection that somebody else has made, as by a login, ends the pause.
-            pause = _REFUSED if refused else _PAUSES[min(failures, len(_PAUSES) - 1)]
-            self._remote.connected.wait(pause) if failures else time.sleep(pause)
-            failures += 1
-
-    def _take(self, words: list[str], data: bytes) -> None:
-        verb, number = words[0], int(words[1]) if len(words) > 1 else 0
-        item = self._items.get(number)
-        if isinstance(item, _Marks):
-            if verb == "old":
-                item.take(words[2], None)
-            elif verb == "mark":
-                item.take(words[2], data.decode(errors="replace"))
-        elif isinstance(item, _Growing):
-            if verb == "data":
-                item.take(data)
-            elif verb == "again":
-                item.again()
-        elif verb == "alive":
-            with self._lock:
-                dropped = self._begun - set(self._items)
-            for one in dropped:
-                self.forget(one)
-        elif number:
-            self.forget(number)
-
-
-class _Frames:
-    def __init__(self, stream: Stream, marker: str) -> None:
-        self._stream = stream
-        self._end = f"\n{marker}\n".encode()
-        self._buffer = bytearray()
-
-    def next(self) -> tuple[list[str], bytes]:
-        """The words of a frame's first line, and its data."""
-        words = self._until(b"\n").decode(errors="surrogateescape").split(" ")
-        return words, self._until(self._end) if words[0] in ("data", "mark") else b""
-
-    def _until(self, mark: bytes) -> bytes:
-        start = 0
-        while (at := self._buffer.find(mark, start)) < 0:
-            start = max(0, len(self._buffer) - len(mark) + 1)
-            piece = self._stream.receive(_SILENCE)
-            if not piece:
-                raise _Lost
-            self._buffer += piece
-        found = bytes(memoryview(self._buffer)[:at])
-        del self._buffer[: at + len(mark)]
-        return found

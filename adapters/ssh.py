@@ -48,11 +48,11 @@ class _Process(socket.socket):
 
     def __init__(self, words: Sequence[str], stderr: Optional[IO[bytes]] = None) -> None:
         ours, theirs = socket.socketpair()
-        super().__init__(fileno=ours.detach())
-        with theirs:
+        with ours, theirs:
             end = theirs.fileno()
             complaints = end if stderr is None else stderr.fileno()
             self._process = subprocess.Popen(words, stdin=end, stdout=end, stderr=complaints, start_new_session=True)
+            super().__init__(fileno=ours.detach())
 
     def lost(self) -> bool:
         """Whether it has ended as ssh does when the connection breaks, and nobody here wanted that."""

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from execute_batch_scheduler import Job, SubmissionFailed, attach, jobs, submit_script
-from execute_batch_scheduler.adapters import remote, ssh
+from execute_batch_scheduler.adapters import feed, remote, ssh
 from tests.contract.behaviour import PATIENCE, until
 from tests.services.proxy import Proxy
 from tests.services.sshd import Sshd
@@ -140,7 +140,7 @@ def test_fifty_jobs_share_one_connection(way: Way, sshd: Sshd) -> None:
 
 
 def test_a_connection_that_stalls_is_given_up(way: Way, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(remote, "_SILENCE", 7.0)  # the feed says each five seconds that it is alive
+    monkeypatch.setattr(feed, "_SILENCE", 7.0)  # the feed says each five seconds that it is alive
     job = submit_script("for i in $(seq 1 150); do echo $i; sleep 0.1; done", host=way.host)
     text = ""
     stalled = False
