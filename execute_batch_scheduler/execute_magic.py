@@ -258,7 +258,9 @@ class ExecuteMagics(Magics):
             _Cell(self, job, own).run()
         except JobError as error:
             failure = error  # what it left is copied all the same
-        if files["get"]:
+        if files["get"] and job.host is None:
+            print("--get: the job ran on this machine, so its files are here already")
+        elif files["get"]:
             try:
                 bar = _Bar("get")
                 job.get(*files["get"], progress=bar)

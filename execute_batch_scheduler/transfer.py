@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from execute_batch_scheduler.adapters.transport import Transport
+from execute_batch_scheduler.adapters.transport import Result, Transport
 from execute_batch_scheduler.errors import BadUsage, ExecuteError
 
 from psij import JobSpec
@@ -20,6 +20,7 @@ Progress = Callable[[str, int, int], None]
 """Called with the name of a file, how many bytes of all files are there, and how many there are in all."""
 
 _TIMEOUT = 120.0
+_TOLD = 5  # of what went wrong
 # Patterns are expanded, and nothing else in them is: with no IFS they are not split, and no shell reads them again.
 _LIST = """\
 cd -- {directory} >/dev/null || exit
@@ -29,9 +30,11 @@ IFS=''
 for pattern; do
   found=($pattern)
   [ -e "${{found[0]-}}" ] || {{ printf '%s: nothing there has such a name\\n' "$pattern" >&2; exit 1; }}
-  find -L "${{found[@]/#-/./-}}" -type f -printf '%s %m\\0%H\\0%P\\0' || exit
+  LC_ALL=C find -L "${{found[@]/#-/./-}}" -type f -printf '%s %m\\0%H\\0%P\\0'
 done
+true
 """
+_LOOP = "File system loop detected"  # of a link to a directory that is read anyway
 
 
 @dataclass(frozen=True)
@@ -112,30 +115,44 @@ def get(
     Raises
     ------
     ExecuteError
-        If there is no such file, one cannot be read or written, or a name would lead out of `to`.
+        If there is no such file, or a name would lead out of `to`: then nothing was written. If one cannot be read or
+        written: all others were.
     """
     listed = _shell(transport, _LIST.format(directory=shlex.quote(directory), patterns=shlex.join(patterns)))
-    files = list(_remote_files(listed, directory, to))
+    files = list(_remote_files(listed.stdout, directory, to))
+    failed = [line for line in listed.stderr.splitlines() if _LOOP not in line]
     total, done, written = sum(file.size for file in files), 0, []
     for file in files:
-        progress(file.source, done, total)
-        target = Path(file.target)
-        part = target.with_name(f"{target.name}.part")
         try:
-            target.parent.mkdir(parents=True, exist_ok=True)
-            with open(part, "wb") as sink:
-                while piece := transport.read(file.source, sink.tell(), transport.piece):
-                    sink.write(piece)
-                    progress(file.source, done + sink.tell(), total)
-            if file.executable:
-                part.chmod(part.stat().st_mode | 0o100)
-            part.replace(target)
+            written.append(_fetch(transport, file, done, total, progress))
         except OSError as error:
-            part.unlink(missing_ok=True)
-            raise ExecuteError(f"{file.source} could not be copied from {transport.host}: {error}") from error
+            failed.append(f"{file.source}: {error}")
         done += file.size
-        written.append(target)
+    if failed:
+        more = f"\n... and {len(failed) - _TOLD:,} more" if len(failed) > _TOLD else ""
+        raise ExecuteError(
+            f"copied {len(written):,} files from {transport.host}, and not all:\n" + "\n".join(failed[:_TOLD]) + more
+        )
     return written
+
+
+def _fetch(transport: Transport, file: _File, done: int, total: int, progress: Progress) -> Path:
+    """Copy one file, after `done` bytes of others; what is there in the end is whole. Its path here."""
+    target = Path(file.target)
+    part = target.with_name(f"{target.name}.part")
+    progress(file.source, done, total)
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with open(part, "wb") as sink:
+            while piece := transport.read(file.source, sink.tell(), transport.piece):
+                sink.write(piece)
+                progress(file.source, done + sink.tell(), total)
+        if file.executable:
+            part.chmod(part.stat().st_mode | 0o100)
+        part.replace(target)
+    finally:
+        part.unlink(missing_ok=True)
+    return target
 
 
 def _local_files(path: str, directory: str) -> Iterator[_File]:
@@ -175,9 +192,9 @@ def _inside(to: str, name: str) -> str:
     return target
 
 
-def _shell(transport: Transport, script: str) -> str:
+def _shell(transport: Transport, script: str) -> Result:
     result = transport.script(script, timeout=_TIMEOUT)
     if result.exit_code != 0:
         said = (result.stderr.strip() or f"exit code {result.exit_code}").splitlines()[-1]
         raise ExecuteError(f"on {transport.host}: {said}")
-    return result.stdout
+    return result

@@ -297,6 +297,36 @@ def test_files_that_are_not_there(sshd: Sshd, tmp_path: Path) -> None:
         job.get("$(touch x)", to=tmp_path)
 
 
+def test_what_cannot_be_copied_is_told_and_all_else_is_copied(sshd: Sshd, tmp_path: Path) -> None:
+    job = submit_script("true", host=HOST)
+    assert job.wait(PATIENCE)
+    there = Path(sshd.home) / "parts"
+    (there / "deep").mkdir(parents=True)
+    for name in ("a", "b", "deep/c"):
+        (there / name).write_text(name)
+    (there / "deep" / "up").symlink_to("..")  # a loop
+    (there / "nowhere").symlink_to("/no/such")
+    here = tmp_path / "whole"
+    assert sorted(job.get("parts", to=here)) == [here / "parts" / name for name in ("a", "b", "deep/c")]
+    here = tmp_path / "partly"
+    (here / "parts" / "a").mkdir(parents=True)  # where a file should come to lie
+    with pytest.raises(ExecuteError) as caught:
+        job.get("parts", to=here)
+    first, *others = str(caught.value).splitlines()
+    assert first == f"copied 2 files from {HOST}, and not all:"
+    assert len(others) == 1
+    assert others[0].startswith(f"{sshd.home}/parts/a: ")
+    assert "Is a directory" in others[0]
+    assert sorted(one.name for one in here.rglob("*") if one.is_file()) == ["b", "c"]
+
+
+def test_a_cell_of_this_machine_has_nothing_to_bring_back(
+    shell: Shell,  # noqa: F811
+) -> None:
+    assert shell.execute("--wlm=local --get 'results/*'", "echo done").success
+    assert shell.out.endswith("done\nDone\n--get: the job ran on this machine, so its files are here already\n")
+
+
 def test_files_come_back_from_a_job_that_failed(
     shell: Shell,  # noqa: F811
     tmp_path: Path,
