@@ -129,6 +129,7 @@ class Feed:
         self._stream: Optional[Stream] = None
         self._lock = threading.RLock()
         self._needed = threading.Event()
+        self._paused = False
         self.ready = threading.Event()
         """Set while it has a session."""
         threading.Thread(target=self._run, name=f"feed of {host}", daemon=True).start()
@@ -168,10 +169,18 @@ class Feed:
             except OSError:
                 self._stream.close()
 
+    def pause(self) -> None:
+        """From the end of this connection on, wait until somebody else makes one."""
+        self._remote.connected.clear()
+        self._paused = True
+
     def _run(self) -> None:
         failures = 0
         while True:
             self._needed.wait()
+            if self._paused:
+                self._remote.connected.wait()
+                self._paused = False
             marker = secrets.token_hex(16)
             refused = False
             try:

@@ -250,6 +250,14 @@ class Remote:
             self._drop()
             self._environment = None
 
+    def leave(self) -> None:
+        """The same, and the feed waits until somebody asks something: else it would connect again by itself."""
+        with self._free:
+            feed = self._feed
+        if feed is not None:
+            feed.pause()
+        self.close()
+
     def _drop(self) -> None:
         if self._connection is not None:
             self._connection.close()

@@ -367,5 +367,5 @@ def login(url: str, ask: Ask) -> None:
 
 
 def logout(url: str) -> None:
-    """Let the connection to a machine go."""
-    transport(url).close()
+    """Let the connection to a machine go, until somebody asks something of it."""
+    transport(url).leave()

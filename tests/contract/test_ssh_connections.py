@@ -267,6 +267,18 @@ def test_one_login_for_all(client: Client, own_sshd: Sshd) -> None:
     assert own_sshd.logins == before + 1
 
 
+def test_after_a_logout_nobody_connects_until_something_is_asked(url: str) -> None:
+    there = ssh.transport(url)
+    marks = there.marks("/nowhere", lambda: None)
+    assert there.run(["echo", "in"], timeout=20).stdout == "in\n"
+    ssh.logout(url)
+    time.sleep(1)
+    assert there._connection is None
+    assert there.run(["echo", "again"], timeout=20).stdout == "again\n"
+    assert there._fed().ready.wait(20)
+    del marks
+
+
 def test_a_server_that_was_away_is_connected_to_anew(url: str, own_sshd: Sshd) -> None:
     there = ssh.transport(url)
     for number in range(3):
