@@ -9,10 +9,11 @@
 #
 # It answers with `old ID NAME` for what was there at first, `mark ID NAME` and a record, `data ID` and bytes, `again ID`
 # for a file that begins anew, `alive`. What is not one line ends with a line that holds $marker alone.
-# Nothing is forked as long as nothing happens: reading one byte tells whether there is more, -ef whether it is the file.
+# Hardly anything is forked as long as nothing happens: reading one byte tells whether there is more, -ef whether it is
+# the file, and a stat each two seconds whether it has become shorter.
 LC_ALL=C
 shopt -s nullglob dotglob
-declare -A folders seen files most descriptors
+declare -A folders seen files offsets most descriptors
 part='' quiet=0 looks=0 tick=.02 seconds=$SECONDS stat_at=$SECONDS
 
 obey() { # LINE
@@ -30,13 +31,13 @@ obey() { # LINE
       done
       ;;
     follow)
-      a=${rest%% *} rest=${rest#* } most[$id]=${rest%% *} files[$id]=${rest#* }
-      begin "$id" "$a"
+      offsets[$id]=${rest%% *} rest=${rest#* } most[$id]=${rest%% *} files[$id]=${rest#* }
+      begin "$id"
       ;;
     more) [ -z "${files[$id]+there}" ] || most[$id]=$rest ;;
     forget)
       close "$id"
-      unset "files[$id]" "folders[$id]" "most[$id]"
+      unset "files[$id]" "folders[$id]" "offsets[$id]" "most[$id]"
       ;;
   esac
 }
@@ -49,11 +50,15 @@ sweep() { # CUTOFF FOLDER
   [ ${#old[@]} = 0 ] || printf '%s\0' "${old[@]}" | xargs -0 rm -f --
 }
 
-begin() { # ID OFFSET
-  local fd
+begin() { # ID: open its file where it is to be read from
+  local fd at
+  [ -f "${files[$1]}" ] || return # a pipe would stop all of us
   { exec {fd}<"${files[$1]}"; } 2>/dev/null || return
   descriptors[$1]=$fd
-  [ "$2" = 0 ] || dd bs=1 "skip=$2" count=0 <&"$fd" 2>/dev/null
+  [ "${offsets[$1]}" = 0 ] && return
+  dd bs=1 "skip=${offsets[$1]}" count=0 <&"$fd" 2>/dev/null
+  read -r _ at <"/proc/$$/fdinfo/$fd"
+  [ "$at" = "${offsets[$1]}" ] || close "$1"
 }
 
 close() { # ID
@@ -62,15 +67,20 @@ close() { # ID
   unset "descriptors[$1]"
 }
 
+again() { # ID: it is another file, or a shorter one; who reads it says how much of that may be said
+  close "$1"
+  offsets[$1]=0 most[$1]=0
+  echo "again $1"
+}
+
 pump() { # ID: say what has come
   local id=$1 fd=${descriptors[$1]-} byte at room
   if [ -z "$fd" ]; then
-    begin "$id" 0
+    begin "$id"
     fd=${descriptors[$id]-}
     [ "$fd" ] || return
-  elif { : <"${files[$id]}"; } 2>/dev/null && ! [ "${files[$id]}" -ef "/dev/fd/$fd" ]; then # opening makes NFS look
-    close "$id"
-    echo "again $id"
+  elif [ -f "${files[$id]}" ] && { : <"${files[$id]}"; } 2>/dev/null && ! [ "${files[$id]}" -ef "/dev/fd/$fd" ]; then # opening makes NFS look
+    again "$id"
     return
   fi
   while read -r _ at <"/proc/$$/fdinfo/$fd" && room=$((most[$id] - at)) && [ $room -gt 0 ]; do
@@ -89,10 +99,7 @@ shrunk() { # whether a file that is quiet has become shorter than what was read 
     read -r _ at <"/proc/$$/fdinfo/${descriptors[$id]}"
     [ "$at" -gt 0 ] || continue
     size=$(stat -L -c %s -- "${files[$id]}" 2>/dev/null) || continue
-    if [ "$size" -lt "$at" ]; then
-      close "$id"
-      echo "again $id"
-    fi
+    [ "$size" -ge "$at" ] || again "$id"
   done
 }
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import secrets
 import threading
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Optional
@@ -33,6 +32,7 @@ class _Marks:
         self.folder = folder
         self.wake = wake
         self.seen: set[str] = set()
+        self.resting = False
         self._fresh: dict[str, Optional[str]] = {}
         self._lock = threading.Lock()
 
@@ -54,7 +54,12 @@ class _Marks:
             return fresh
 
     def hurry(self) -> None:
+        self.resting = False
+        self._feed.need()
         self._feed.say("")
+
+    def rest(self) -> None:
+        self.resting = True
 
 
 class _Growing:
@@ -107,6 +112,10 @@ class _Growing:
             return data
         try:
             data = self._remote.read(self._path, self._offset, most)
+            if not data and self._offset and self._remote.size(self._path) < self._offset:
+                self.restarts += 1
+                self._offset = 0
+                data = self._remote.read(self._path, 0, most)
         except FileNotFoundError:
             return b""
         self._offset += len(data)
@@ -148,6 +157,11 @@ class Feed:
             self._begin(item)
             return item
 
+    def need(self) -> None:
+        """Have it connect again, where it has not as nobody waited for anything."""
+        with self._lock:
+            self._needed.set()
+
     def _begin(self, item: _Marks | _Growing) -> None:
         self._needed.set()
         self._begun.add(self._next)
@@ -179,8 +193,8 @@ class Feed:
         while True:
             self._needed.wait()
             if self._paused:
-                self._remote.connected.wait()
                 self._paused = False
+                self._remote.connected.wait()
             marker = secrets.token_hex(16)
             refused = False
             try:
@@ -206,13 +220,14 @@ class Feed:
             self.ready.clear()
             with self._lock:
                 stream_was, self._stream = self._stream, None
-                if not self._items:
+                if all(isinstance(item, _Marks) and item.resting for item in self._items.values()):
                     self._needed.clear()
             if stream_was is not None:
                 stream_was.close()
-            # A connection that somebody else has made, as by a login, ends the pause.
-            pause = _REFUSED if refused else _PAUSES[min(failures, len(_PAUSES) - 1)]
-            self._remote.connected.wait(pause) if failures else time.sleep(pause)
+            # A connection that somebody else makes, as by a login, ends the pause.
+            self._remote.connected.clear()
+            if not (refused and self._remote.has_connection()):
+                self._remote.connected.wait(_REFUSED if refused else _PAUSES[min(failures, len(_PAUSES) - 1)])
             failures += 1
 
     def _take(self, words: list[str], data: bytes) -> None:

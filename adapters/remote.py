@@ -9,15 +9,17 @@ from __future__ import annotations
 
 import errno
 import logging
+import os
 import re
 import secrets
 import shlex
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Optional, Protocol
+from weakref import WeakSet
 
 from execute_batch_scheduler.adapters.feed import Feed
 from execute_batch_scheduler.adapters.transport import (
@@ -50,7 +52,9 @@ _PIECE = 1 << 22
 _TEXT_LIMIT = 1 << 20
 _CANNOT_CREATE = 73  # the exit code where a directory could not be made, as in sysexits.h
 _READ = 1 << 16  # bytes up to which bash reads as fast as another program would begin to
+_LAST_WORDS = 2.0  # for what a shell said before it ended
 _PAUSES = (0.2, 0.5, 1, 2)  # before a question is asked again
+_WORDS = "export LC_ALL=C"  # of programs over there, so that they are known below
 _ERRORS = {
     "No such file or directory": FileNotFoundError,
     "Permission denied": PermissionError,
@@ -132,11 +136,21 @@ class _Shell:
         words = script.encode(errors="surrogateescape")
         # What a failed script leaves of its input must not be taken for commands: hence the exit.
         source, leave = (0, '; [ "$__code" = 0 ] || exit') if data else (9, "")
-        self.stream.send(f"__obey {len(words)} {source} {self._marker}{leave}\n".encode() + words + data)
+        self.left = bool(data)
+        try:
+            self.stream.send(f"__obey {len(words)} {source} {self._marker}{leave}\n".encode() + words + data)
+        except OSError:
+            with suppress(OSError):  # it may have said why it takes no more
+                return self._answer(time.monotonic() + _LAST_WORDS)
+            raise
+        answer = self._answer(end)
+        self.left = bool(data and answer.exit_code)
+        return answer
+
+    def _answer(self, end: float) -> _Answer:
         out = self._until(f"\n{self._marker} ".encode(), end)
         code = int(self._until(b"\n", end))
         err = self._until(f"\n{self._marker}\n".encode(), end)
-        self.left = bool(data and code)
         return _Answer(out, code, err.decode(errors="replace"))
 
     def _until(self, mark: bytes, end: float) -> bytes:
@@ -170,14 +184,17 @@ def _making(new: NewDirectory) -> str:
     """What makes a directory with files whose contents are the input."""
     path = shlex.quote(new.path)
     parents = {new.path.rpartition("/")[0], *new.beside}
-    lines = ["umask 077"]
+    lines = [_WORDS, "umask 077"]
     lines += [f"[ -d {shlex.quote(parent)} ] || mkdir -p -- {shlex.quote(parent)} || exit" for parent in parents]
-    lines += [f"mkdir -- {path} && cd -- {path} || exit", "LC_ALL=C IFS="]
+    lines += [f"mkdir -- {path} && cd -- {path} || exit", "IFS="]
     for name, (content, mode) in new.files.items():
         lines.append(f"{_fill(content)} >{shlex.quote(name)} || {{ cd /; rm -rf -- {path}; exit 1; }}")
         if mode != 0o600:
             lines.append(f"chmod {mode:o} {shlex.quote(name)}")
     return "\n".join(lines)
+
+
+_all: WeakSet[Remote] = WeakSet()
 
 
 class Remote:
@@ -196,12 +213,17 @@ class Remote:
     def __init__(self, host: str, connect: Callable[[], Connection]) -> None:
         self.host: Optional[str] = host
         self.turns = 0
-        """Questions asked so far: each is a round trip."""
+        """Questions that callers have asked so far: each is a round trip."""
         self._name = host
         self._connect = connect
-        self._connection: Optional[Connection] = None
         self._command = _LOGIN
         self._environment: Optional[dict[str, str]] = None
+        self._begin()
+        _all.add(self)
+
+    def _begin(self) -> None:
+        """Have no connection, and nobody who waits for one."""
+        self._connection: Optional[Connection] = None
         self._idle: list[_Shell] = []
         self._open = 0
         self._most = _SHELLS
@@ -211,6 +233,21 @@ class Remote:
         self.connected = threading.Event()
         """Set when a connection was made; who waits for one clears it."""
         self._feed: Optional[Feed] = None
+
+    def forked(self) -> None:
+        """In a child process: the connection is the parent's, whose threads serve it; it is neither used nor ended."""
+        self._inherited = self._connection, self._idle, self._feed
+        self._begin()
+
+    @property
+    def notice(self) -> Optional[str]:
+        """What who submits should know of it."""
+        if self._command == _LOGIN:
+            return None
+        return (
+            f"no login shell answers on {self._name}: its profile does not end, or ends in another program; scripts do "
+            f"not find what it sets. Try: ssh {self._name} /bin/bash -lc env"
+        )
 
     @property
     def environment(self) -> Mapping[str, str]:
@@ -234,15 +271,16 @@ class Remote:
             except Unreachable as error:
                 self._failed = time.monotonic(), error
                 raise
-        self.connected.set()
-        return self._connection
+            self.connected.set()
+            return self._connection
 
     def use(self, connection: Connection) -> None:
         """Take a connection that was made elsewhere, as after a login with a password."""
         with self._connecting:
             self._drop()
+            self._command, self._environment = _LOGIN, None
             self._connection = connection
-        self.connected.set()
+            self.connected.set()
 
     def close(self) -> None:
         """Let the connection go; the next question makes a new one."""
@@ -251,12 +289,12 @@ class Remote:
             self._environment = None
 
     def leave(self) -> None:
-        """The same, and the feed waits until somebody asks something: else it would connect again by itself."""
-        with self._free:
-            feed = self._feed
-        if feed is not None:
-            feed.pause()
-        self.close()
+        """The same for good: the feed does not make a new one by itself. Who tracks an open job will ask, though."""
+        with self._connecting:
+            if self._feed is not None:
+                self._feed.pause()
+            self._drop()
+            self._command, self._environment = _LOGIN, None
 
     def _drop(self) -> None:
         if self._connection is not None:
@@ -325,7 +363,7 @@ class Remote:
         try:
             shell = self._begun(connection, self._command)
         except Unreachable:
-            if self._command == _PLAIN or self._environment is not None:
+            if self._command == _PLAIN or self._environment is not None or not connection.alive():
                 raise
             shell = self._begun(connection, _PLAIN)
             self._command = _PLAIN
@@ -439,11 +477,11 @@ class Remote:
         """Let a file have `data` from `offset` on, and nothing behind it."""
         file = shlex.quote(path)
         fill = f"head -c {len(data)} >>{file}" if data else ":"
-        self._checked(self._ask(f"truncate -s {offset} -- {file} && {fill}", data), path)
+        self._checked(self._ask(f"{_WORDS}; truncate -s {offset} -- {file} && {fill}", data), path)
 
     def append(self, path: str, data: bytes) -> None:
-        """Add to a file."""
-        self._checked(self._ask(f"head -c {len(data)} >>{shlex.quote(path)}", data), path)
+        """Add to a file; twice, maybe, where a connection is lost."""
+        self._checked(self._ask(f"{_WORDS}; head -c {len(data)} >>{shlex.quote(path)}", data), path)
 
     def read(self, path: str, offset: int = 0, limit: int = -1) -> bytes:
         """Read a file from `offset` on."""
@@ -452,8 +490,9 @@ class Remote:
         if offset or limit >= 0:  # in pieces that a pipe takes at once
             most = f" count={limit}" if limit >= 0 else ""
             read = f"dd if={file} bs=64k skip={offset}{most} iflag=skip_bytes,count_bytes status=none"
-        begun = f"exec 4<{file} || exit; exec 4<&-; [ -s {file} ] || exit 0"  # without a process where there is nothing
-        return self._checked(self._ask(f"{begun}; exec {read}"), path).out
+        # Without a process where there is nothing. To read from a pipe would wait, or take it away from who reads.
+        nothing = f"[ ! -p {file} ] || exit 0; exec 4<{file} || exit; exec 4<&-; [ -s {file} ] || exit 0"
+        return self._checked(self._ask(f"{_WORDS}; {nothing}; exec {read}"), path).out
 
     def texts(self, paths: Sequence[str]) -> dict[str, str]:
         """Small text files, in one round trip and without a process."""
@@ -474,12 +513,12 @@ class Remote:
 
     def size(self, path: str) -> int:
         """The size of a file in bytes."""
-        return int(self._checked(self._ask(f"exec stat -L -c %s -- {shlex.quote(path)}"), path).out)
+        return int(self._checked(self._ask(f"{_WORDS}; exec stat -L -c %s -- {shlex.quote(path)}"), path).out)
 
     def remove(self, paths: Sequence[str]) -> int:
         """Remove files, or directories with all in them."""
         names = shlex.join(paths)
-        answer = self._ask(f"du -scb -- {names} 2>/dev/null | tail -n 1; rm -rf -- {names}")
+        answer = self._ask(f"{_WORDS}; du -scb -- {names} 2>/dev/null | tail -n 1; rm -rf -- {names}")
         self._checked(answer, paths[0])
         freed = re.match(rb"\d+", answer.out)
         return int(freed[0]) if freed else 0
@@ -527,6 +566,10 @@ class Remote:
                 raise
             raise Unreachable("the connection was let go meanwhile") from error
 
+    def has_connection(self) -> bool:
+        """Whether there is a connection, alive as far as is known."""
+        return self.uses(self._connection)
+
     def uses(self, connection: Optional[Connection]) -> bool:
         """Whether a connection is the one that is used, and alive as far as is known."""
         return connection is not None and connection is self._connection and connection.alive()
@@ -538,3 +581,11 @@ class Remote:
             shell.stream.close()
             raise
         return shell.stream
+
+
+def _forked() -> None:
+    for remote in list(_all):
+        remote.forked()
+
+
+os.register_at_fork(after_in_child=_forked)

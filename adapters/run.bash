@@ -72,8 +72,11 @@ breathe() {
   read -r <&"${CANARY[0]}"
 }
 canary_lives() { [ -n "${CANARY_PID-}" ] && kill -0 "$CANARY_PID"; }
+give_up_spare() { # which was sent a signal before it was for a job
+  if [ "$__spare" ] && [ "$script" ] && [ ! "$watching" ] && [ ! -s "$here/script" ]; then kill -s KILL "$script"; fi
+}
 hand_on() {
-  if [ "$__spare" ] && [ ! -s "$here/script" ]; then kill -s KILL "$script"; fi # it is for no job
+  give_up_spare
   told=${told:+$told,}$1
   [ "$watching" ] || return
   note told "signal=$1"
@@ -167,6 +170,7 @@ read -r script <&3
 exec 4>&- 5<&- 6<&- 7<&- </dev/null >/dev/null 2>&1
 umask 077
 breathe # after the script: schedulers signal the youngest first
+[ -z "$told" ] || give_up_spare # the signal came before the script was known
 read -r began limit <&3
 if [[ $began != [0-9]* ]]; then # killed before the script was begun
   if [ "$__spare" ] && { [ ! -f "$here/script" ] || [ ! -s "$here/script" ]; }; then # or never needed

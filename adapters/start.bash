@@ -7,7 +7,8 @@
 #   renew                                            the spare is lost to whom it was promised: make another one
 #
 # `go` is answered by `went`, or by `gone`: then that directory and its spare are not there any more.
-# A spare that is not asked for is given up after some minutes, `lost`, and when the connection is gone.
+# A spare that is not asked for is given up after some minutes, `lost`, and when the connection is gone. `alive` is said
+# each five seconds: when this was killed, a job that it has begun still holds the connection's end.
 # The environment is the jobs' too: hence the names.
 exec 8<&- 9<&-
 SHLVL=$((SHLVL + 1)) # as where a shell starts a job
@@ -72,13 +73,18 @@ give_up() { # NAME: what waits there sees the end of its input, and removes its 
 }
 
 prepare
+__wait=5 # seconds, after which it says `alive`; and bash lets go of children that have ended only then
+__patience=60 __waits=0 __part=''
 while
-  __patience=300
-  [ -z "$__due" ] || __patience=.03 # not at once after another: the beginning of a job comes first
-  IFS=' ' read -r -t "$__patience" __verb __wanted __lengths
+  IFS= read -r -t "${__due:-$__wait}" __line
   __code=$?
-  [ $__code = 0 ] || { [ $__code -gt 128 ] && [ -z "$__verb" ]; } # else the connection is gone
+  [ $__code = 0 ] || [ $__code -gt 128 ] # else the connection is gone
 do
+  __part+=$__line __verb=''
+  if [ $__code = 0 ]; then
+    __verb=${__part%% *} __part=${__part#* }
+    __wanted=${__part%% *} __lengths=${__part#* } __part='' __waits=0
+  fi
   case $__code$__verb in
     0go)
       if begin "$__wanted" $__lengths; then
@@ -90,7 +96,7 @@ do
         echo gone
       fi
       umask "$__mask"
-      __due=yes
+      __due=.03 # not at once after another: the beginning of a job comes first
       ;;
     0renew)
       [ -z "$__name" ] || give_up "$__name"
@@ -99,9 +105,12 @@ do
     1*) # nothing came
       if [ "$__due" ]; then
         prepare
-      elif [ "$__name" ]; then
-        give_up "$__name"
-        echo lost
+      else
+        echo alive
+        if [ "$__name" ] && ((++__waits >= __patience)); then
+          give_up "$__name"
+          echo lost
+        fi
       fi
       ;;
   esac

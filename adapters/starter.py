@@ -22,7 +22,7 @@ _START = Path(__file__).with_name("start.bash").read_text()
 _NAME = re.compile(rb"\d{8}T\d{6}-[0-9a-f]{8}")
 _ESCAPED = re.compile(rb"\\.")
 _MEANT = {rb"\n": b"\n", rb"\s": b" "}
-_ANSWER = 30.0
+_SILENCE = 12.0  # it says each five seconds that it is alive
 _IDLE = 30.0  # nothing need come; that the connection is gone is found out by others, and shows here too
 _LOST = 60.0  # until a spare that was promised and not used is thought to be lost
 _REFUSED = 300.0  # before it is tried again where no further session is to be had
@@ -34,12 +34,24 @@ class _Session:
     def __init__(self, connection: Connection, stream: Stream) -> None:
         self.connection = connection
         self.stream = stream
+        self.heard = time.monotonic()
+        """When it said something last."""
         self.spare: Optional[tuple[str, int]] = None
         """The name and the process id of the one that waits and is nobody's yet."""
         self.renew_at = time.monotonic() + _LOST
         self.asking = threading.Lock()
         self.answers: queue.SimpleQueue[bytes] = queue.SimpleQueue()
         self._rest = b""
+
+    def answer(self) -> bytes:
+        """What is said to a `go`; nothing where the connection is lost, TimeoutError where nothing is said at all."""
+        began = time.monotonic()
+        while True:
+            try:
+                return self.answers.get(timeout=1)
+            except queue.Empty:
+                if time.monotonic() > max(began, self.heard) + _SILENCE:
+                    raise TimeoutError(f"nothing came within {_SILENCE:g} s") from None
 
     def line(self) -> list[bytes]:
         """The words of the next line."""
@@ -51,6 +63,7 @@ class _Session:
             if not piece:
                 raise ConnectionError("its end came")
             self._rest += piece
+            self.heard = time.monotonic()
         line, _, self._rest = self._rest.partition(b"\n")
         return [_ESCAPED.sub(lambda found: _MEANT.get(found[0], found[0][1:]), word) for word in line.split(b" ")]
 
@@ -83,6 +96,9 @@ class Starter:
         with self._lock:
             session = self._session
             if session is None or not self._remote.uses(session.connection):
+                return None
+            if time.monotonic() > session.heard + _SILENCE:  # killed, while a job that it has begun holds its output
+                session.stream.close()
                 return None
             if session.spare is None and time.monotonic() < session.renew_at:
                 return None
@@ -136,10 +152,10 @@ class Starter:
         try:
             with session.asking:
                 session.stream.send(f"go {name} {native_id} {lengths}\n".encode() + b"".join(parts))
-                answer = session.answers.get(timeout=_ANSWER)
-        except (OSError, queue.Empty) as error:
+                answer = session.answer()
+        except OSError as error:
             session.stream.close()
-            raise Unanswered(f"{self._remote.host} gave no answer: {error or f'none within {_ANSWER:g} s'}") from error
+            raise Unanswered(f"{self._remote.host} gave no answer: {error}") from error
         if not answer:
             raise Unanswered(f"the connection to {self._remote.host} was lost, so it gave no answer")
         return native_id if answer == b"went" else None
@@ -196,5 +212,5 @@ class Starter:
             self._hear(f"{self.root}/jobs/{words[1].decode()}", words[2].decode(errors="replace"), outputs)
         elif words[0] in (b"went", b"gone"):
             session.answers.put(words[0])
-        else:
+        elif words[0] != b"alive":
             logger.warning("%s: the starter said %r", self._remote.host, words)

@@ -199,9 +199,11 @@ class Tracker:
     def _run(self) -> None:
         """Have the threads run in this process."""
         if self._process != os.getpid():
+            if self._process is not None:  # who asked, and who was told of marks, was left behind
+                for entry in self._entries.values():
+                    entry.asked = False
+                self._marks = {folder: self._transport.marks(folder, self._wake.set) for folder in self._marks}
             self._process = os.getpid()
-            for entry in self._entries.values():
-                entry.asked = False  # who asked was left behind
             for target in (self._watch, self._inquire):
                 threading.Thread(target=target, name=f"{self._name} {target.__name__}", daemon=True).start()
 
@@ -310,8 +312,10 @@ class Tracker:
         now = time.monotonic()
         with self._lock:
             entries = list(self._entries.values())
-        if not entries:
-            return None
+            if not entries:
+                for marks in self._marks.values():
+                    marks.rest()
+                return None
         pauses = [max(0.0, entry.next_ask - now) for entry in entries if not entry.asked]
         for entry in entries:
             if entry.watchers:  # quick for half a minute after something happened, then slower, by the job's quiet

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shlex
 import signal
+import stat
 import subprocess
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -74,6 +75,9 @@ class Marks(Protocol):
 
     def hurry(self) -> None:
         """Look soon: something is about to happen."""
+
+    def rest(self) -> None:
+        """Nobody waits for any until `hurry` is called: no connection need be made for them."""
 
 
 class Growing(Protocol):
@@ -228,6 +232,8 @@ class Local:
 
     def read(self, path: str, offset: int = 0, limit: int = -1) -> bytes:
         """Read a file from `offset` on. Opened anew each time: that is what makes NFS look again."""
+        if stat.S_ISFIFO(os.stat(path).st_mode):  # to wait for who writes there, or to take it away from who reads
+            return b""
         with open(path, "rb", buffering=0) as file:
             file.seek(offset)
             return file.read(limit) or b""
@@ -294,6 +300,9 @@ class _LocalMarks:
 
     def hurry(self) -> None:
         pass  # it looks when it is asked
+
+    def rest(self) -> None:
+        pass
 
 
 class _LocalGrowing:

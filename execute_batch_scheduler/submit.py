@@ -19,6 +19,7 @@ from weakref import WeakKeyDictionary
 from execute_batch_scheduler import backend, directives, flags as flag_table, journal, transfer
 from execute_batch_scheduler.adapters import process, stock
 from execute_batch_scheduler.adapters.jobdir import JobDir
+from execute_batch_scheduler.adapters.remote import Remote
 from execute_batch_scheduler.adapters.ssh_config import parse_host
 from execute_batch_scheduler.adapters.tracking import OutcomeUnknown, Tracker
 from execute_batch_scheduler.adapters.transport import Local, NewDirectory, Transport, TransportError
@@ -248,6 +249,8 @@ def submit_script(
     read = foreign if wlm == "slurm" else ()
     psij_job.spec = make_spec(merged, where, name=name, native=native, environment=variables, foreign=read)
     notices = _check(psij_job.spec, wlm, chosen, merged, native, foreign)
+    if isinstance(transport, Remote) and transport.notice:
+        notices = (*notices, transport.notice)
     if dry_run:
         return DryRun(text, _preview(chosen, psij_job), psij_job.spec, notices, choice.prologue)
     if put and transport.host is None:

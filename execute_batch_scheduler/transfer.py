@@ -6,12 +6,14 @@ Names come from over there, so each is looked at before anything is written here
 from __future__ import annotations
 
 import os
+import secrets
 import shlex
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from execute_batch_scheduler.adapters.transport import Result, Transport
+from execute_batch_scheduler.adapters.transport import Result, Transport, TransportError
 from execute_batch_scheduler.errors import BadUsage, ExecuteError
 
 from psij import JobSpec
@@ -30,7 +32,7 @@ IFS=''
 for pattern; do
   found=($pattern)
   [ -e "${{found[0]-}}" ] || {{ printf '%s: nothing there has such a name\\n' "$pattern" >&2; exit 1; }}
-  LC_ALL=C find -L "${{found[@]/#-/./-}}" -type f -printf '%s %m\\0%H\\0%P\\0'
+  LC_ALL=C find -L "${{found[@]/#-/./-}}" -type f -printf '%s %m %i\\0%H\\0%P\\0'
 done
 true
 """
@@ -43,6 +45,7 @@ class _File:
     target: str
     size: int
     executable: bool
+    number: int = 0  # of the inode: another one is another file
 
 
 def working_directory(spec: JobSpec, transport: Transport) -> str:
@@ -64,31 +67,29 @@ def put(transport: Transport, paths: Sequence[str], directory: str, progress: Pr
     Raises
     ------
     BadUsage
-        If one of them is not there.
+        If one of them is not there, or cannot be read.
     ExecuteError
         If one could not be written; files that are there are whole.
     """
-    files = [file for path in paths for file in _local_files(path, directory)]
-    total, done = sum(file.size for file in files), 0
-    folders = sorted({folder for path in paths for folder in _local_folders(path, directory)} | {directory})
-    _shell(transport, f"mkdir -p -- {shlex.join(folders)}")
-    for file in files:
-        part = f"{file.target}.part"
-        progress(file.target, done, total)
+    folders, files = [directory], []
+    for path in paths:
+        top = os.path.abspath(os.path.expanduser(path))
+        if not os.path.exists(top):
+            raise BadUsage(f"--put: there is no {path} on this machine")
         try:
-            with open(file.source, "rb") as source:
-                at = 0
-                while (piece := source.read(transport.piece)) or at == 0:
-                    transport.write(part, at, piece)
-                    at += len(piece)
-                    progress(file.target, done + at, total)
-                    if not piece:
-                        break
+            more = _local_tree(top, os.path.join(directory, os.path.basename(top)))
+        except OSError as error:
+            raise BadUsage(f"--put: {error.filename}: {error.strerror}") from None
+        folders += more[0]
+        files += more[1]
+    total, done = sum(file.size for file in files), 0
+    _shell(transport, f"printf '%s\\0' {shlex.join(folders)} | xargs -0 mkdir -p --")
+    for file in files:
+        try:
+            _send(transport, file, done, total, progress)
         except OSError as error:
             raise ExecuteError(f"{file.source} could not be copied to {transport.host}: {error}") from error
         done += file.size
-        mode = "chmod u+x -- {0} && " if file.executable else ""
-        _shell(transport, (mode + "mv -f -- {0} {1}").format(shlex.quote(part), shlex.quote(file.target)))
 
 
 def get(
@@ -119,13 +120,17 @@ def get(
         written: all others were.
     """
     listed = _shell(transport, _LIST.format(directory=shlex.quote(directory), patterns=shlex.join(patterns)))
-    files = list(_remote_files(listed.stdout, directory, to))
+    files = list({file.source: file for file in _remote_files(listed.stdout, directory, to)}.values())
+    targets: dict[str, str] = {}
+    for file in files:
+        if targets.setdefault(file.target, file.source) != file.source:
+            raise ExecuteError(f"both {targets[file.target]} and {file.source} would become {file.target}")
     failed = [line for line in listed.stderr.splitlines() if _LOOP not in line]
     total, done, written = sum(file.size for file in files), 0, []
     for file in files:
         try:
             written.append(_fetch(transport, file, done, total, progress))
-        except OSError as error:
+        except (OSError, ExecuteError) as error:
             failed.append(f"{file.source}: {error}")
         done += file.size
     if failed:
@@ -136,17 +141,50 @@ def get(
     return written
 
 
+def _part(target: str) -> str:
+    """Where a file is written until it is whole: beside its place, under a name that is nobody's."""
+    return os.path.join(os.path.dirname(target), f".{secrets.token_hex(8)}.part")
+
+
+def _send(transport: Transport, file: _File, done: int, total: int, progress: Progress) -> None:
+    """Copy one file there, after `done` bytes of others; what is there in the end is whole."""
+    part = _part(file.target)
+    progress(file.target, done, total)
+    try:
+        with open(file.source, "rb") as source:
+            at = 0
+            while (piece := source.read(transport.piece)) or at == 0:
+                transport.write(part, at, piece)
+                at += len(piece)
+                progress(file.target, done + at, total)
+                if not piece:
+                    break
+        mode = "chmod u+x -- {0} && " if file.executable else ""
+        _shell(transport, (mode + "mv -fT -- {0} {1}").format(shlex.quote(part), shlex.quote(file.target)))
+    except (OSError, ExecuteError):
+        with suppress(OSError, TransportError):
+            transport.remove([part])
+        raise
+
+
 def _fetch(transport: Transport, file: _File, done: int, total: int, progress: Progress) -> Path:
-    """Copy one file, after `done` bytes of others; what is there in the end is whole. Its path here."""
-    target = Path(file.target)
-    part = target.with_name(f"{target.name}.part")
+    """Copy one file here, after `done` bytes of others; what is here in the end is whole. Its path."""
+    target, part = Path(file.target), Path(_part(file.target))
     progress(file.source, done, total)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        with open(part, "wb") as sink:
-            while piece := transport.read(file.source, sink.tell(), transport.piece):
+        with open(part, "xb") as sink:
+            # As much as it had when it was listed, so that one that grows comes to an end.
+            while (left := file.size - sink.tell()) > 0:
+                piece = transport.read(file.source, sink.tell(), min(transport.piece, left))
+                if not piece:
+                    break
                 sink.write(piece)
                 progress(file.source, done + sink.tell(), total)
+            if file.size > transport.piece:
+                found = _shell(transport, f"exec stat -L -c '%i %s' -- {shlex.quote(file.source)}").stdout.split()
+                if int(found[0]) != file.number or int(found[1]) < file.size:
+                    raise OSError("it was replaced while it was copied; try again")
         if file.executable:
             part.chmod(part.stat().st_mode | 0o100)
         part.replace(target)
@@ -155,32 +193,29 @@ def _fetch(transport: Transport, file: _File, done: int, total: int, progress: P
     return target
 
 
-def _local_files(path: str, directory: str) -> Iterator[_File]:
-    top = Path(path).expanduser()
-    if not top.exists():
-        raise BadUsage(f"--put: there is no {path} on this machine")
-    for one in sorted(top.rglob("*")) if top.is_dir() else [top]:
-        if one.is_file():
-            name = PurePosixPath(top.resolve().name, *one.relative_to(top).parts)
-            status = one.stat()
-            yield _File(str(one), f"{directory}/{name}", status.st_size, bool(status.st_mode & 0o100))
-
-
-def _local_folders(path: str, directory: str) -> Iterator[str]:
-    """Directories over there, those that are empty too."""
-    top = Path(path).expanduser()
-    for one in (top, *top.rglob("*")) if top.is_dir() else ():
-        if one.is_dir():
-            yield f"{directory}/{PurePosixPath(top.resolve().name, *one.relative_to(top).parts)}"
+def _local_tree(source: str, target: str, above: frozenset[str] = frozenset()) -> tuple[list[str], list[_File]]:
+    """Directories, the empty ones too, and files, as they are to be over there. Links are followed, loops not."""
+    if os.path.isfile(source):
+        status = os.stat(source)
+        return [], [_File(source, target, status.st_size, bool(status.st_mode & 0o100))]
+    here = os.path.realpath(source)
+    if here in above or not os.path.isdir(source):
+        return [], []
+    folders, files = [target], []
+    for name in sorted(os.listdir(source)):
+        more = _local_tree(f"{source}/{name}", f"{target}/{name}", above | {here})
+        folders += more[0]
+        files += more[1]
+    return folders, files
 
 
 def _remote_files(listed: str, directory: str, to: str) -> Iterator[_File]:
     fields = listed.split("\0")
     for facts, top, below in zip(fields[::3], fields[1::3], fields[2::3]):
-        size, mode = facts.split()
+        size, mode, number = facts.split()
         name = os.path.basename(top.rstrip("/")) if top.startswith("/") else top
         source, name = (os.path.join(one, below) if below else one for one in (os.path.join(directory, top), name))
-        yield _File(source, _inside(to, name), int(size), bool(int(mode, 8) & 0o100))
+        yield _File(source, _inside(to, name), int(size), bool(int(mode, 8) & 0o100), int(number))
 
 
 def _inside(to: str, name: str) -> str:

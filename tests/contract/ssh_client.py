@@ -8,7 +8,7 @@ import socket
 import subprocess
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Optional
 
@@ -113,7 +113,11 @@ class Agent:
         self._process = subprocess.Popen(
             ["ssh-agent", "-D", "-a", self.place], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
         )
-        until(lambda: os.path.exists(self.place), 10)
+        try:
+            until(lambda: os.path.exists(self.place), 10)
+        except BaseException:
+            self.stop()
+            raise
 
     def add(self, key: Path, passphrase: str = "", *options: str) -> None:
         self.pass_file.write_text(f"#!/bin/sh\necho '{passphrase}'\n")
@@ -165,7 +169,7 @@ class Guarded:
         for word, answer in self.answers.items():
             if word in prompt:
                 return answer
-        return {"code": self.server.code}.get("code" if "code" in prompt else "", PASSWORD)
+        return self.server.code if "code" in prompt else PASSWORD
 
     def logins(self, user: str) -> int:
         return self.server.logins[user] - self.before.get(user, 0)
@@ -189,16 +193,18 @@ def speaking(first: bytes, then: Callable[[socket.socket], Any] = lambda _: None
             connection, _ = listener.accept()
         except OSError:
             return
-        with connection:
+        with connection, suppress(ConnectionError):
             connection.sendall(first)
             then(connection)
 
     thread = threading.Thread(target=serve)
     thread.start()
-    yield listener.getsockname()[1]
-    listener.shutdown(socket.SHUT_RDWR)
-    listener.close()
-    thread.join()
+    try:
+        yield listener.getsockname()[1]
+    finally:
+        listener.shutdown(socket.SHUT_RDWR)
+        listener.close()
+        thread.join()
 
 
 def noticed(there: remote.Remote) -> None:

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from execute_batch_scheduler import BadUsage, ExecuteError, JobFailed, attach, jobs, journal, submit_script
+from execute_batch_scheduler import BadUsage, ExecuteError, JobFailed, attach, jobs, journal, submit_script, transfer
 from execute_batch_scheduler.adapters import ssh
 from execute_batch_scheduler.history import clean
 from tests.contract.behaviour import PATIENCE, until
@@ -297,6 +297,23 @@ def test_files_that_are_not_there(sshd: Sshd, tmp_path: Path) -> None:
         job.get("$(touch x)", to=tmp_path)
 
 
+def test_an_output_that_is_a_pipe_stops_nobody(sshd: Sshd) -> None:
+    pipe = Path(sshd.home) / "pipe"
+    os.mkfifo(pipe)
+    reader = os.open(pipe, os.O_RDWR)  # so that the job can open it
+    try:
+        one = submit_script("echo one; sleep 60", f"--output={pipe}", host=HOST)
+        followed = one.follow(ticks=True)
+        assert next(followed) == ("", "")
+        other = submit_script("echo two; sleep 60", host=HOST)
+        assert next(other.follow()) == ("stdout", "two\n")
+        assert one.stdout() == ""
+        assert one.cancel()
+        assert other.cancel()
+    finally:
+        os.close(reader)
+
+
 def test_what_cannot_be_copied_is_told_and_all_else_is_copied(sshd: Sshd, tmp_path: Path) -> None:
     job = submit_script("true", host=HOST)
     assert job.wait(PATIENCE)
@@ -318,6 +335,64 @@ def test_what_cannot_be_copied_is_told_and_all_else_is_copied(sshd: Sshd, tmp_pa
     assert others[0].startswith(f"{sshd.home}/parts/a: ")
     assert "Is a directory" in others[0]
     assert sorted(one.name for one in here.rglob("*") if one.is_file()) == ["b", "c"]
+
+
+def test_files_that_change_while_they_are_copied(sshd: Sshd, tmp_path: Path) -> None:
+    job = submit_script("true", host=HOST)
+    assert job.wait(PATIENCE)
+    there, other = Path(sshd.home) / "changing", Path(sshd.home) / "changed"
+    size = 9_000_000  # three pieces
+
+    def grow(name: str, done: int, total: int) -> None:
+        with there.open("ab") as file:
+            file.write(b"b" * 5_000_000)
+
+    there.write_bytes(b"a" * size)
+    (copy,) = job.get("changing", to=tmp_path, progress=grow)
+    assert copy.read_bytes() == b"a" * size
+
+    def replace(name: str, done: int, total: int) -> None:
+        other.write_bytes(b"c" * size)
+        other.rename(there)
+
+    with pytest.raises(ExecuteError, match="changing: it was replaced while it was copied; try again"):
+        job.get("changing", to=tmp_path, progress=replace)
+    assert copy.read_bytes() == b"a" * size
+
+
+def test_no_file_is_lost_that_has_a_name_like_another(sshd: Sshd, tmp_path: Path) -> None:
+    job = submit_script("true", host=HOST)
+    assert job.wait(PATIENCE)
+    names = ["a", "a.part", "b", "b.part", ".part"]
+    there, here, back = Path(sshd.home) / "alike", tmp_path / "alike", Path(sshd.home) / "back"
+    there.mkdir()
+    here.mkdir()
+    for name in names:
+        (there / name).write_text(name)
+    (here / "c.part").write_text("mine")
+    assert len(job.get("alike", "alike/a*", to=tmp_path)) == len(names)
+    assert {one.name: one.read_text() for one in here.iterdir()} == {"c.part": "mine", **{name: name for name in names}}
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "a").write_text(name)
+    with pytest.raises(ExecuteError, match=r"both .*/one/a and .*/two/a would become"):
+        job.get(f"{tmp_path}/one/a", f"{tmp_path}/two/a", to=tmp_path)
+    (here / "loop").symlink_to(".")
+    (here / "link").symlink_to("a")
+    (here / "deep").symlink_to(tmp_path / "one")
+    back.mkdir()
+    (back / "d.part").write_text("theirs")
+    transfer.put(ssh.transport(f"ssh://{HOST}"), [str(here), str(here / "link")], str(back))
+    assert (back / "link").read_text() == "a"
+    assert (back / "alike" / "deep" / "a").read_text() == "one"
+    assert {one.name for one in back.rglob("*")} >= {"d.part", *names, "c.part", "link", "deep"}
+    assert not (back / "alike" / "loop").exists()
+    (back / "e").mkdir()
+    (tmp_path / "e").write_text("e")
+    with pytest.raises(ExecuteError, match="directory"):
+        transfer.put(ssh.transport(f"ssh://{HOST}"), [str(tmp_path / "e")], str(back))
+    assert list((back / "e").iterdir()) == []
+    assert not list(back.glob(".*"))
 
 
 def test_a_cell_of_this_machine_has_nothing_to_bring_back(

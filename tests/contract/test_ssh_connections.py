@@ -18,7 +18,7 @@ import pytest
 from execute_batch_scheduler.adapters.ssh_config import parse_url
 from execute_batch_scheduler.adapters.transport import NewDirectory, TransportError, Unreachable
 
-from execute_batch_scheduler import BadUsage, submit_script
+from execute_batch_scheduler import BadUsage, JobFailed, submit_script
 from execute_batch_scheduler.adapters import feed, remote, ssh
 from execute_batch_scheduler.settings import settings
 from tests.contract.behaviour import until
@@ -250,6 +250,47 @@ def test_marks_and_what_a_file_gets_come_by_themselves(url: str, tmp_path: Path)
     assert woken.is_set()
 
 
+def test_a_file_that_is_not_there_yet_is_read_from_where_it_was_read_before(url: str, tmp_path: Path) -> None:
+    growing = ssh.transport(url).follow(str(tmp_path / "late"), 5, lambda: None)
+    ssh.transport(url).run(["true"], timeout=20)
+    time.sleep(0.5)
+    (tmp_path / "other").write_text("0123456789")
+    (tmp_path / "other").rename(tmp_path / "late")
+    assert until(lambda: growing.read(100), 10) == b"56789"
+    (tmp_path / "late").write_text("new")
+    assert until(lambda: growing.read(100), 10) == b"new"
+    assert growing.restarts == 1
+
+
+@pytest.mark.parametrize("size", [1000, 6 << 20])
+def test_what_cannot_be_written_is_said_to_be_so(url: str, tmp_path: Path, size: int) -> None:
+    """Also where it says so while there is more to be sent."""
+    there = ssh.transport(url)
+    with pytest.raises(FileNotFoundError):
+        there.write(f"{tmp_path}/no/such/file", 0, bytes(size))
+    with pytest.raises(OSError, match="No space left on device"):
+        there.append("/dev/full", bytes(size))
+    with pytest.raises(FileNotFoundError):
+        there.create(NewDirectory("/proc/no/such", {"file": (bytes(size), 0o600)}))
+    assert there.run(["echo", "fine"], timeout=20).stdout == "fine\n"
+
+
+def test_a_machine_that_speaks_another_language(tmp_path: Path, client: Client) -> None:
+    environment = {"LANG": "C.UTF-8", "LANGUAGE": "de"}  # which counts as soon as the locale is not just C
+    with sshd_service.running(name="german", environment=environment) as server:
+        there = ssh.transport(client.host(server, "german"))
+        assert there.environment["LANGUAGE"] == "de"
+        for question in (there.read, there.size):
+            with pytest.raises(FileNotFoundError):
+                question(f"{tmp_path}/none")
+        with pytest.raises(OSError, match="No space left on device"):
+            there.append("/dev/full", b"x")
+        assert submit_script("echo $LANGUAGE ${LC_ALL-none}", host="german").result(60) == "de none\n"
+        with pytest.raises(JobFailed, match="its output is gone"):
+            submit_script('rm "${0%script}stdout"', host="german").result(60)
+        there.close()
+
+
 def test_one_login_for_all(client: Client, own_sshd: Sshd) -> None:
     there = ssh.transport(client.host(own_sshd, "one"))
     before = own_sshd.logins
@@ -265,6 +306,69 @@ def test_one_login_for_all(client: Client, own_sshd: Sshd) -> None:
         thread.join()
     assert len(said) == 60
     assert own_sshd.logins == before + 1
+
+
+def test_nobody_connects_as_long_as_no_job_is_open(
+    client: Client, own_sshd: Sshd, which: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(settings, "ssh_client", which)
+    host = f"own{next(NUMBERS)}"
+    there = ssh.transport(f"{client.host(own_sshd, host)}?client={which}")
+    assert submit_script("echo one", host=host).result(60) == "one\n"
+    time.sleep(0.5)
+    own_sshd.drop()
+    noticed(there)
+    time.sleep(1)
+    assert not there.has_connection()
+    job = submit_script("echo two; sleep 2", host=host)
+    own_sshd.drop()
+    noticed(there)
+    until(there.has_connection, 20)
+    assert job.result(60) == "two\n"
+
+
+def test_a_login_that_leads_to_no_session_is_not_tried_without_a_pause(client: Client, own_sshd: Sshd) -> None:
+    there = ssh.transport(client.host(own_sshd, "useless"))
+    marks = there.marks("/nowhere", lambda: None)
+    assert there._fed().ready.wait(20)
+    before = own_sshd.logins
+    connect = there._connect
+
+    def useless() -> remote.Connection:
+        connection = connect()
+        connection.close()
+        return connection
+
+    there._connect = useless
+    own_sshd.drop()
+    time.sleep(2)
+    there._connect = connect
+    assert own_sshd.logins - before < 10
+    del marks
+
+
+def test_a_fork_has_a_connection_of_its_own_and_hears_of_jobs_from_before(
+    client: Client, own_sshd: Sshd, which: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(settings, "ssh_client", which)
+    host = f"own{next(NUMBERS)}"
+    url = f"{client.host(own_sshd, host)}?client={which}"
+    go = tmp_path / "go"
+    job = submit_script(f"echo out; until [ -e {go} ]; do sleep 0.05; done; exit 3", host=host)
+    until(lambda: job.stdout() == "out\n", 20)
+    connection = ssh.transport(url).connection()
+    pid = os.fork()
+    if pid == 0:
+        try:
+            fine = job.stdout() == "out\n" and submit_script("echo child", host=host).result(60) == "child\n"
+            go.touch()
+            os._exit(0 if fine and job.wait(60) and job.exit_code == 3 else 1)
+        finally:
+            os._exit(2)
+    assert os.waitpid(pid, 0)[1] == 0
+    assert job.wait(60)
+    assert job.exit_code == 3
+    assert ssh.transport(url).connection() is connection
 
 
 def test_after_a_logout_nobody_connects_until_something_is_asked(url: str) -> None:
@@ -291,7 +395,6 @@ def test_a_server_that_was_away_is_connected_to_anew(url: str, own_sshd: Sshd) -
         with pytest.raises(Unreachable, match="onnection refused"):
             there.run(["true"], timeout=20)
         own_sshd.start()
-        there._refused = None  # else it is not tried again for two seconds
 
 
 def test_a_connection_that_died_while_idle_is_replaced_before_it_is_used(url: str, own_sshd: Sshd) -> None:

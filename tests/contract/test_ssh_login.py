@@ -376,12 +376,12 @@ def test_a_connection_that_is_lost_wants_a_login_again(guarded: Guarded, user: s
     assert ssh.transport(url).run(["echo", "in"], timeout=20).stdout == "in\n"
 
 
-@pytest.mark.parametrize("user", USERS)
-@pytest.mark.parametrize("wrong", ["Password", "code"])
+@pytest.mark.parametrize(
+    ("user", "wrong"),
+    [(user, wrong) for user in USERS for wrong in ("Password", "code") if wrong in "".join(USERS[user])],
+)
 def test_a_wrong_answer(guarded: Guarded, user: str, wrong: str) -> None:
     prompts = USERS[user]
-    if not any(wrong in prompt for prompt in prompts):
-        return
     guarded.answers[wrong] = "mistyped"
     with pytest.raises(Unreachable) as caught:
         ssh.login(f"ssh://{user}", guarded.ask)

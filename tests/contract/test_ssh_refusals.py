@@ -16,6 +16,7 @@ import pytest
 from execute_batch_scheduler.adapters.ssh_config import Address
 from execute_batch_scheduler.adapters.transport import NewDirectory, Unreachable
 
+from execute_batch_scheduler import submit_script
 from execute_batch_scheduler.adapters import remote, ssh, ssh_config
 from tests.contract.ssh_client import (
     Client,
@@ -230,6 +231,19 @@ def test_profiles(login_shell: LoginShell, profile: str, from_: str) -> None:
     there = ssh.transport("ssh://there")
     assert there.run(["printenv", "FROM"], timeout=20).stdout == f"{from_}\n"
     assert there.run(["printenv", "FROM"], timeout=20).stdout == f"{from_}\n"
+    assert ("no login shell answers on there" in (there.notice or "")) == (from_ == "sshd")
+
+
+def test_who_submits_hears_of_a_profile_that_is_left_out_as_long_as_it_is(login_shell: LoginShell) -> None:
+    login_shell.profile.write_text("export FROM=profile; exit 3\n")
+    job = submit_script("echo $FROM", host="there")
+    assert job.result(60) == "sshd\n"
+    assert any("no login shell answers on there" in notice for notice in job.notices)
+    login_shell.profile.write_text("export FROM=profile\n")
+    ssh.logout("ssh://there")
+    job = submit_script("echo $FROM", host="there")
+    assert job.result(60) == "profile\n"
+    assert job.notices == ()
 
 
 @pytest.mark.parametrize("client_", ["paramiko", "program"])

@@ -124,6 +124,33 @@ def test_a_spare_that_is_lost_loses_no_job(how: str) -> None:
     assert (job.exit_code, job.stdout()) == (3, "42\n")
 
 
+def test_a_starter_that_is_killed_while_a_job_of_its_runs_is_found_out() -> None:
+    """Although the job holds the channel's output."""
+    waiting()
+    running = submit_script("sleep 60; echo done", host=HOST)
+    name, pid = waiting()
+    starter = int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+    os.kill(starter, signal.SIGKILL)
+    time.sleep(13)
+    job = submit_script("echo next", host=HOST)
+    assert not began_at_once(job, name)
+    assert job.result(PATIENCE) == "next\n"
+    assert waiting()[0] != name
+    assert running.cancel()
+    assert running.wait(PATIENCE)
+    assert running.cancelled()
+
+
+def test_a_script_that_removes_itself_gets_its_signals_all_the_same() -> None:
+    waiting()
+    script = """trap 'echo got it; exit 3' USR1; rm -- "$0"; echo ready; while :; do sleep 0.1; done"""
+    job = submit_script(script, host=HOST)
+    until(lambda: job.stdout() == "ready\n")
+    os.kill(int(job.native_id), signal.SIGUSR1)
+    assert job.wait(PATIENCE)
+    assert (job.exit_code, job.stdout()) == (3, "ready\ngot it\n")
+
+
 def test_nothing_stays_of_it_when_the_connection_is_let_go() -> None:
     name, pid = waiting()
     root = executor()._starter.root  # type: ignore[union-attr]

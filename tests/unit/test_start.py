@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import calendar
 import os
 import re
 import select
@@ -117,9 +118,7 @@ def test_a_spare_becomes_a_job(start, tmp_path):
     name, pid = it.spare()
     place = it.root / "jobs" / name
     assert re.fullmatch(r"\d{8}T\d{6}-[0-9a-f]{8}", name)
-    assert (
-        abs(time.mktime(time.strptime(name[:15], "%Y%m%dT%H%M%S")) - time.time() - time.timezone) < 60 or time.daylight
-    )
+    assert abs(calendar.timegm(time.strptime(name[:15], "%Y%m%dT%H%M%S")) - time.time()) < 60
     assert sorted(file.name for file in place.iterdir()) == ["record", "run", "script", "stderr", "stdout"]
     assert {oct(file.stat().st_mode)[-3:] for file in place.iterdir()} == {"600", "700"}
     assert (place / "record").read_text() == ""
@@ -364,12 +363,31 @@ def test_a_spare_that_fails_before_its_script_leaves_a_record(start):
 
 
 def test_a_directory_that_is_there_already_is_left_alone(start, tmp_path):
-    text = starter._START.replace('"$RANDOM" "$RANDOM"', "7 7").replace("'%(%Y%m%dT%H%M%S)T' -1", "20000101T000000")
-    (tmp_path / "root" / "jobs" / "20000101T000000-00070007").mkdir(parents=True)
+    text = starter._START
+    for part, fixed in (('"$RANDOM" "$RANDOM"', "7 7"), ("'%(%Y%m%dT%H%M%S)T' -1", "20000101T000000")):
+        assert text.count(part) == 1
+        text = text.replace(part, fixed)
+    directory = tmp_path / "root" / "jobs" / "20000101T000000-00070007"
+    directory.mkdir(parents=True)
+    (directory / "run").write_text("another's")
     it = start(tmp_path / "root", text=text)
     it.go("20000101T000000-00000000", f"{BASH}echo no")
     assert it.answer() == "gone"
-    assert (tmp_path / "root" / "jobs" / "20000101T000000-00070007").exists()
+    assert not it.early  # no spare
+    assert (directory / "run").read_text() == "another's"
+    assert list(directory.iterdir()) == [directory / "run"]
+
+
+def test_a_message_that_comes_in_parts_and_children_that_have_ended(start):
+    assert starter._START.count("__wait=5 ") == 1
+    it = start(text=starter._START.replace("__wait=5 ", "__wait=.1 "))
+    name, pid = it.spare()
+    for part in ("g", f"o {name} {pid} ", "20 0", " 1 1\n", f"{BASH}echo yes", ":."):
+        it.say(part)
+        time.sleep(0.25)
+    assert it.answer() == "went"
+    assert it.ended()[2] == "yes\n"
+    until(lambda: not Path(f"/proc/{pid}").exists())
 
 
 def test_a_lost_spare_is_replaced(start):
@@ -394,8 +412,11 @@ def test_renewal_does_no_harm_to_a_job_that_runs(start):
 
 
 def test_a_spare_that_nobody_wants_is_given_up(start):
-    assert starter._START.count("__patience=300\n") == 1
-    it = start(text=starter._START.replace("__patience=300\n", "__patience=0.3\n"))
+    text = starter._START
+    for part, shorter in (("__wait=5 ", "__wait=.1 "), ("__patience=60 ", "__patience=3 ")):
+        assert text.count(part) == 1
+        text = text.replace(part, shorter)
+    it = start(text=text)
     name, pid = it.spare()
     until(lambda: not alive(pid))
     until(lambda: not (it.root / "jobs" / name).exists())
