@@ -551,8 +551,8 @@ class Remote:
             return self._feed
 
     def open_program(self, lines: str) -> Stream:
-        """A bash that runs these lines."""
-        return self._program(self._new_shell(), lines)
+        """A bash that runs these lines. Tried once: not again where the connection is let go meanwhile."""
+        return self._program(self._shell_of(self.connection()), lines)
 
     def open_beside(self, lines: str) -> tuple[Connection, Stream]:
         """The same as an extra, which makes no connection and lets the feed go before: sessions may be few."""

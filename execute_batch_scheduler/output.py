@@ -10,6 +10,7 @@ from typing import Optional
 from execute_batch_scheduler.adapters.transport import Growing, Transport
 
 _TAIL = 1 << 16
+_LITTLE = 1000  # bytes, as in run.bash: a whole output that is told is no longer
 
 
 @dataclass(frozen=True)
@@ -73,6 +74,7 @@ class Output:
         self._drained = False  # the attempt is over, and all of it was read
         self._at = 0  # offset in the file
         self._shown = 0  # bytes
+        self._head = b""  # what was read at first, if that is little
         self._finished = False
         self._decode = codecs.getincrementaldecoder("utf-8")("replace").decode
 
@@ -124,6 +126,8 @@ class Output:
             self._begin_anew()
         self._at += len(data)
         self._shown += len(data)
+        if self._shown <= _LITTLE:
+            self._head += data
         return self._decode(data)
 
     def _open(self, path: str, offset: int) -> None:
@@ -134,7 +138,7 @@ class Output:
 
     def _begin_anew(self) -> None:
         self.restarts += 1
-        self._shown = 0
+        self._shown, self._head = 0, b""
         self._decode(b"", True)
 
     def finish(self, whole: Optional[bytes] = None) -> None:
@@ -143,12 +147,15 @@ class Output:
         Parameters
         ----------
         whole
-            The whole output, if that is known: then no file is read any more.
+            The whole output, if that is little and known: then no file is read any more.
         """
         self._finished = True
         if self._file is not None:
             self._file.finish()
         if whole is not None and self._at <= len(whole) and not isinstance(self._file, _Told):
+            if whole[self._at - len(self._head) : self._at] != self._head:  # replaced, and nobody has seen it yet
+                self._at = 0
+                self._begin_anew()
             self._file, self._file_restarts = _Told(whole[self._at :]), 0
 
     def gone(self) -> bool:

@@ -24,10 +24,10 @@ from tests.services.sshd import Sshd
 
 @pytest.fixture
 def client(sshd: Sshd, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Client]:
+    before = set(ssh._remotes)
     yield Client(tmp_path, monkeypatch)
-    for ours in ssh._remotes.values():
-        ours.close()
-    ssh._remotes.clear()
+    for key in ssh._remotes.keys() - before:  # a name may mean another machine in the next test
+        ssh._remotes.pop(key).leave()
 
 
 @pytest.fixture

@@ -233,12 +233,14 @@ class Sshd:
 def end_processes(home: Path) -> None:
     """Kill what sessions have left behind: nothing else has their private $HOME."""
     mark = f"HOME={home}".encode()
-    for pid in _processes():
-        try:
-            if pid != os.getpid() and mark in Path(f"/proc/{pid}/environ").read_bytes().split(b"\0"):
-                _signal(pid, signal.SIGKILL)
-        except OSError:
-            continue  # it has ended meanwhile, or is somebody else's
+    for pause in (0.05, 0):  # twice: while a process begins another program it shows no environment
+        for pid in _processes():
+            try:
+                if pid != os.getpid() and mark in Path(f"/proc/{pid}/environ").read_bytes().split(b"\0"):
+                    _signal(pid, signal.SIGKILL)
+            except OSError:
+                continue  # it has ended meanwhile, or is somebody else's
+        time.sleep(pause)
 
 
 def _processes() -> list[int]:

@@ -293,5 +293,14 @@ def test_a_whole_that_is_shorter_than_what_was_read_is_not_taken_for_the_rest(fi
     assert (out.read(), out.read()) == ("new", "")
 
 
+@pytest.mark.parametrize("new", ["begins with other words", "first w, or much the same"])
+def test_a_whole_that_is_another_than_what_was_read_is_shown_from_its_beginning(file, new):
+    append(file, b"first words")
+    out = reader(file)
+    assert out.read() == "first words"
+    out.finish(new.encode())
+    assert (out.read(), out.read(), out.rest(), out.restarts) == (new, "", "", 1)
+
+
 def test_the_last_lines_of_what_is_known(file):
     assert last_lines(Local(), str(file), b"a\nb\xff\n", 1) == ["b\ufffd"]
