@@ -13,7 +13,7 @@ from weakref import WeakValueDictionary
 from execute_batch_scheduler.adapters.transport import Refused, TransportError, an_hour_ago
 
 if TYPE_CHECKING:
-    from execute_batch_scheduler.adapters.remote import Remote, Stream
+    from execute_batch_scheduler.adapters.remote import Connection, Remote, Stream
 
 logger = logging.getLogger(__name__)
 
@@ -185,21 +185,22 @@ class Feed:
 
     def pause(self) -> None:
         """From the end of this connection on, wait until somebody else makes one."""
-        self._remote.connected.clear()
         self._paused = True
 
     def _run(self) -> None:
         failures = 0
+        connection: Optional[Connection] = None
         while True:
             self._needed.wait()
             if self._paused:
+                self._wait_for_another_than(connection)
                 self._paused = False
-                self._remote.connected.wait()
             marker = secrets.token_hex(16)
             refused = False
             try:
-                self._remote.connected.clear()
-                stream = self._remote.open_program(f"marker={marker} chunk={_CHUNK}\n{_FEED}\nexit")
+                connection = None
+                connection = self._remote.connection()
+                stream = self._remote.open_program(connection, f"marker={marker} chunk={_CHUNK}\n{_FEED}\nexit")
                 with self._lock:
                     self._stream = stream
                     self._begun = set(self._items)
@@ -224,11 +225,15 @@ class Feed:
                     self._needed.clear()
             if stream_was is not None:
                 stream_was.close()
-            # A connection that somebody else makes, as by a login, ends the pause.
-            self._remote.connected.clear()
-            if not (refused and self._remote.has_connection()):
-                self._remote.connected.wait(_REFUSED if refused else _PAUSES[min(failures, len(_PAUSES) - 1)])
+            pause = _REFUSED if refused else _PAUSES[min(failures, len(_PAUSES) - 1)]
+            self._wait_for_another_than(connection, pause)
             failures += 1
+
+    def _wait_for_another_than(self, connection: Optional[Connection], most: Optional[float] = None) -> None:
+        """Wait until somebody else has made a connection, as by a login, but not longer."""
+        self._remote.connected.clear()
+        if not self._remote.has_other(connection):
+            self._remote.connected.wait(most)
 
     def _take(self, words: list[str], data: bytes) -> None:
         verb, number = words[0], int(words[1]) if len(words) > 1 else 0

@@ -231,7 +231,7 @@ class Remote:
         self._connecting = threading.Lock()
         self._failed: Optional[tuple[float, Unreachable]] = None
         self.connected = threading.Event()
-        """Set when a connection was made; who waits for one clears it."""
+        """Set when a connection was made; who waits for one, which is the feed, clears it."""
         self._feed: Optional[Feed] = None
 
     def forked(self) -> None:
@@ -291,9 +291,9 @@ class Remote:
     def leave(self) -> None:
         """The same for good: the feed does not make a new one by itself. Who tracks an open job will ask, though."""
         with self._connecting:
+            self._drop()
             if self._feed is not None:
                 self._feed.pause()
-            self._drop()
             self._command, self._environment = _LOGIN, None
 
     def _drop(self) -> None:
@@ -550,9 +550,15 @@ class Remote:
                 self._feed = Feed(self, self._name)
             return self._feed
 
-    def open_program(self, lines: str) -> Stream:
-        """A bash that runs these lines. Tried once: not again where the connection is let go meanwhile."""
-        return self._program(self._shell_of(self.connection()), lines)
+    def open_program(self, connection: Connection, lines: str) -> Stream:
+        """A bash that runs these lines."""
+        stream = self._shell_of(connection).stream
+        try:
+            stream.send(f"{lines}\n".encode(errors="surrogateescape"))
+        except OSError:
+            stream.close()
+            raise
+        return stream
 
     def open_beside(self, lines: str) -> tuple[Connection, Stream]:
         """The same as an extra, which makes no connection and lets the feed go before: sessions may be few."""
@@ -560,27 +566,19 @@ class Remote:
         if not ready or connection is None or not self.uses(connection):
             raise Unreachable("there is no connection")
         try:
-            return connection, self._program(self._shell_of(connection), lines)
+            return connection, self.open_program(connection, lines)
         except (TransportError, OSError) as error:
             if self.uses(connection):
                 raise
             raise Unreachable("the connection was let go meanwhile") from error
 
-    def has_connection(self) -> bool:
-        """Whether there is a connection, alive as far as is known."""
-        return self.uses(self._connection)
+    def has_other(self, connection: Optional[Connection]) -> bool:
+        """Whether another connection is used, and alive as far as is known."""
+        return self._connection is not connection and self.uses(self._connection)
 
     def uses(self, connection: Optional[Connection]) -> bool:
         """Whether a connection is the one that is used, and alive as far as is known."""
         return connection is not None and connection is self._connection and connection.alive()
-
-    def _program(self, shell: _Shell, lines: str) -> Stream:
-        try:
-            shell.stream.send(f"{lines}\n".encode(errors="surrogateescape"))
-        except OSError:
-            shell.stream.close()
-            raise
-        return shell.stream
 
 
 def _forked() -> None:

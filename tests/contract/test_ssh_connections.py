@@ -319,11 +319,11 @@ def test_nobody_connects_as_long_as_no_job_is_open(
     own_sshd.drop()
     noticed(there)
     time.sleep(1)
-    assert not there.has_connection()
+    assert not there.has_other(None)
     job = submit_script("echo two; sleep 2", host=host)
     own_sshd.drop()
     noticed(there)
-    until(there.has_connection, 20)
+    until(lambda: there.has_other(None), 20)
     assert job.result(60) == "two\n"
 
 

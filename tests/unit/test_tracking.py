@@ -127,10 +127,16 @@ def delivered():
 def track(memory, delivered):
     """Make a tracker that asks this scheduler."""
 
-    def track(scheduler, **pace):
-        return Tracker("test", memory, scheduler, delivered, Pace(**{**vars(PACE), **pace}))
+    trackers = []
 
-    return track
+    def track(scheduler, **pace):
+        trackers.append(Tracker("test", memory, scheduler, delivered, Pace(**{**vars(PACE), **pace})))
+        return trackers[-1]
+
+    yield track
+    for tracker in trackers:  # whose threads would go on at this pace
+        with tracker._lock:
+            tracker._entries.clear()
 
 
 @pytest.fixture
