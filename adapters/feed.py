@@ -73,7 +73,6 @@ class _Growing:
         self._offset = offset  # up to where it was read by our user
         self._waiting = bytearray()  # what has come since
         self._granted = 0
-        self._again = False  # what is waiting belongs to a file that begins anew
         self._finished = False
         self._lock = threading.Lock()
 
