@@ -104,7 +104,7 @@ def get(
     Parameters
     ----------
     patterns
-        Names or patterns over there, as bash has them, seen from `directory`.
+        Names or patterns over there, seen from `directory`; ``*``, ``?``, ``[...]`` and ``**`` are as in bash.
     to
         The directory here. What is below `directory` keeps its path, anything else its last name.
 

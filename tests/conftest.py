@@ -24,6 +24,7 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as of commands that a s
     signal.signal(signal.SIGINT, signal.default_int_handler)
 os.environ["EXECUTE_SITE_CONFIG"] = os.devnull  # this machine's own settings are no part of the tests
 
+pytest.register_assert_rewrite("tests.contract.behaviour", "tests.contract.ssh_client")  # to show what they compare
 from tests.services import slurm as slurm_service, sshd as sshd_service  # noqa: E402
 
 

@@ -276,7 +276,8 @@ def test_what_cannot_be_written_is_said_to_be_so(url: str, tmp_path: Path, size:
 
 
 def test_a_machine_that_speaks_another_language(tmp_path: Path, client: Client) -> None:
-    environment = {"LANG": "C.UTF-8", "LANGUAGE": "de"}  # which counts as soon as the locale is not just C
+    # Counts as soon as the locale is not just C, and where the programs' translations are installed.
+    environment = {"LANG": "C.UTF-8", "LANGUAGE": "de"}
     with sshd_service.running(name="german", environment=environment) as server:
         there = ssh.transport(client.host(server, "german"))
         assert there.environment["LANGUAGE"] == "de"
@@ -321,9 +322,9 @@ def test_nobody_connects_as_long_as_no_job_is_open(
     time.sleep(1)
     assert not there.has_other(None)
     job = submit_script("echo two; sleep 2", host=host)
+    connection = there.connection()
     own_sshd.drop()
-    noticed(there)
-    until(lambda: there.has_other(None), 20)
+    until(lambda: there.has_other(connection), 20)
     assert job.result(60) == "two\n"
 
 
