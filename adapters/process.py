@@ -168,6 +168,11 @@ class ProcessExecutor(JobExecutor):
         spare = self._starter.take() if self._starter.root == root else None
         return spare or JobDir.new(root, key)
 
+    def give_back(self, directory: JobDir) -> None:
+        """Say that what `directory` gave is not used."""
+        if self._starter:
+            self._starter.give_back(directory)
+
     def submit_new(self, job: Job, new: NewDirectory) -> None:
         """Submit a job whose files are yet to be written; OSError where that cannot be."""
         self._check_job(job)

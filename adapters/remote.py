@@ -560,17 +560,12 @@ class Remote:
             raise
         return stream
 
-    def open_beside(self, lines: str) -> tuple[Connection, Stream]:
-        """The same as an extra, which makes no connection and lets the feed go before: sessions may be few."""
+    def connection_for_extras(self) -> Connection:
+        """The open connection, for who can do without. None is made, and the feed goes first: sessions may be few."""
         ready, connection = self._fed().ready.wait(_BEGIN_TIMEOUT), self._connection
         if not ready or connection is None or not self.uses(connection):
             raise Unreachable("there is no connection")
-        try:
-            return connection, self.open_program(connection, lines)
-        except (TransportError, OSError) as error:
-            if self.uses(connection):
-                raise
-            raise Unreachable("the connection was let go meanwhile") from error
+        return connection
 
     def has_other(self, connection: Optional[Connection]) -> bool:
         """Whether another connection is used, and alive as far as is known."""

@@ -14,7 +14,7 @@ from typing import Optional
 
 from execute_batch_scheduler.adapters.jobdir import RUN, JobDir
 from execute_batch_scheduler.adapters.remote import Connection, Remote, Stream
-from execute_batch_scheduler.adapters.transport import NewDirectory, TransportError, Unanswered, Unreachable
+from execute_batch_scheduler.adapters.transport import NewDirectory, TransportError, Unanswered
 
 logger = logging.getLogger(__name__)
 
@@ -88,7 +88,9 @@ class Starter:
         self._hear = hear
         self._session: Optional[_Session] = None
         self._given: dict[str, tuple[_Session, int]] = {}  # by name, those that were given away and not begun
-        self._begin_at = 0.0
+        self._thread: Optional[threading.Thread] = None
+        self._tried: Optional[Connection] = None  # where no session was to be had until now, and is not before then:
+        self._again_at = 0.0
         self._lock = threading.Lock()
 
     def take(self) -> Optional[JobDir]:
@@ -115,6 +117,13 @@ class Starter:
             finally:
                 session.asking.release()
         return None
+
+    def give_back(self, directory: JobDir) -> None:
+        """What `take` has given is not used after all."""
+        with self._lock:
+            session, native_id = self._given.pop(directory.name, (None, 0))
+            if session is not None and session is self._session and session.spare is None:
+                session.spare = directory.name, native_id
 
     def go(self, new: NewDirectory, environment: Mapping[str, str], working_directory: str) -> Optional[int]:
         """Have a spare run a script.
@@ -163,24 +172,25 @@ class Starter:
     def begin(self) -> None:
         """See that there is a spare soon. Does not wait, and makes no connection."""
         with self._lock:
-            if self._session is not None or time.monotonic() < self._begin_at:
+            runs = self._thread is not None and self._thread.is_alive()
+            if runs or (time.monotonic() < self._again_at and self._remote.uses(self._tried)):
                 return
-            self._begin_at = time.monotonic() + _REFUSED
-        try:
-            threading.Thread(target=self._run, name=f"starter of {self._remote.host}", daemon=True).start()
-        except RuntimeError as error:  # no more threads may be had
-            logger.info("%s: jobs start without a spare: %s", self._remote.host, error)
+            self._thread = threading.Thread(target=self._run, name=f"starter of {self._remote.host}", daemon=True)
+            try:
+                self._thread.start()
+            except RuntimeError as error:  # no more threads may be had
+                logger.info("%s: jobs start without a spare: %s", self._remote.host, error)
 
     def _run(self) -> None:
         program = f"__root={shlex.quote(self.root)} __run={shlex.quote(RUN.decode())}\n{_START}"
         # Not from its input as other programs: a bash that reads its commands there cannot give a child another one.
         lines = f"exec 8< <(printf %s {shlex.quote(program)})\nexec /bin/bash -p /dev/fd/8"
+        self._tried, self._again_at = None, time.monotonic() + _REFUSED
         try:
-            connection, stream = self._remote.open_beside(lines)
+            connection = self._tried = self._remote.connection_for_extras()
+            stream = self._remote.open_program(connection, lines)
         except (TransportError, OSError) as error:
             logger.info("%s: jobs start without a spare: %s", self._remote.host, error)
-            if isinstance(error, Unreachable):
-                self._begin_at = 0.0
             return
         session = _Session(connection, stream)
         with self._lock:
@@ -193,8 +203,6 @@ class Starter:
         finally:
             with self._lock:
                 self._session = None
-                if not self._remote.uses(connection):  # its end says nothing of how many sessions may be had
-                    self._begin_at = 0.0
                 self._given = {name: one for name, one in self._given.items() if one[0] is not session}
             stream.close()
             session.answers.put(b"")
@@ -203,7 +211,7 @@ class Starter:
         if words[0] == b"spare" and _NAME.fullmatch(words[1]):
             with self._lock:
                 session.spare = words[1].decode(), int(words[2])
-                self._begin_at = 0.0
+                self._again_at = 0.0
         elif words[0] == b"lost":
             with self._lock:
                 session.spare, session.renew_at = None, 0.0

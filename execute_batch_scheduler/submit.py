@@ -243,12 +243,17 @@ def submit_script(
     psij_job = psij.Job()
     # What can begin at once is begun in a directory that is there already.
     plain = not (dry_run or put or _NOT_PLAIN & {flag.name for flag in merged}) and len(text) < _SHORT
-    make_directory = chosen.directory if plain and isinstance(chosen, process.ProcessExecutor) else JobDir.new
-    where = make_directory(root, psij_job.id)
+    prompt = chosen if plain and isinstance(chosen, process.ProcessExecutor) else None
+    where = prompt.directory(root, psij_job.id) if prompt else JobDir.new(root, psij_job.id)
     foreign = directives.foreign(text)
     read = foreign if wlm == "slurm" else ()
-    psij_job.spec = make_spec(merged, where, name=name, native=native, environment=variables, foreign=read)
-    notices = _check(psij_job.spec, wlm, chosen, merged, native, foreign)
+    try:
+        psij_job.spec = make_spec(merged, where, name=name, native=native, environment=variables, foreign=read)
+        notices = _check(psij_job.spec, wlm, chosen, merged, native, foreign)
+    except BadUsage:
+        if prompt:
+            prompt.give_back(where)
+        raise
     if isinstance(transport, Remote) and transport.notice:
         notices = (*notices, transport.notice)
     if dry_run:

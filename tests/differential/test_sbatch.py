@@ -14,6 +14,7 @@ import subprocess
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -284,6 +285,15 @@ def normal(value: Any, seen: Seen, lab: Lab) -> Any:
     return re.sub(r"\(IDX:[\d,-]+\)", "(IDX)", value)
 
 
+def moments(one: Any, other: Any) -> bool:
+    """Whether these are times that differ as those of two submissions do: `--begin=now+1hour` counts from them."""
+    try:
+        apart = datetime.fromisoformat(one) - datetime.fromisoformat(other)
+    except (TypeError, ValueError):
+        return False
+    return abs(apart.total_seconds()) < PATIENCE
+
+
 def differences(twins: Twins, allowed: Sequence[tuple[str, str]] = ()) -> list[str]:
     """Where the twins differ and may not."""
     plain, ours = twins.plain.places, twins.ours.places
@@ -295,7 +305,7 @@ def differences(twins: Twins, allowed: Sequence[tuple[str, str]] = ()) -> list[s
         patterns = [*ALLOWED, *allowed]
         if one is None or str(one).endswith("/slurm-@ID@.out"):
             patterns += ALLOWED_WITHOUT_OUTPUT
-        if one != other and not any(re.match(pattern, place) for pattern, _ in patterns):
+        if one != other and not any(re.match(pattern, place) for pattern, _ in patterns) and not moments(one, other):
             found.append(f"{place}: {one!r} by sbatch, {other!r} by us")
     return found
 
