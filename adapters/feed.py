@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Optional
 from weakref import WeakValueDictionary
 
+from execute_batch_scheduler.adapters.shell import Connection, Stream
 from execute_batch_scheduler.adapters.transport import Refused, TransportError, an_hour_ago
 
 if TYPE_CHECKING:
-    from execute_batch_scheduler.adapters.remote import Connection, Remote, Stream
+    from execute_batch_scheduler.adapters.remote import Remote
 
 logger = logging.getLogger(__name__)
 

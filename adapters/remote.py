@@ -1,8 +1,7 @@
 """A machine behind a connection: commands and files through shells that stay open, and a feed of what is new there.
 
-A `Connection` gives streams to programs over there; paramiko makes them, or the ssh program. A few of these streams are
-bashes that are asked one thing at a time, so a question costs one round trip and no new process. One more runs
-`feed.bash`, which pushes marks, records and output.
+A connection gives streams to programs over there; paramiko makes them, or the ssh program. A few of these streams are
+shells that are asked. One more runs `feed.bash`, which pushes marks, records and output.
 """
 
 from __future__ import annotations
@@ -11,17 +10,16 @@ import errno
 import logging
 import os
 import re
-import secrets
 import shlex
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass
-from typing import Optional, Protocol
+from contextlib import contextmanager
+from typing import Optional
 from weakref import WeakSet
 
 from execute_batch_scheduler.adapters.feed import Feed
+from execute_batch_scheduler.adapters.shell import BEGIN_TIMEOUT, LOGIN, PLAIN, Answer, Connection, Shell, Stream
 from execute_batch_scheduler.adapters.transport import (
     Growing,
     Marks,
@@ -35,24 +33,12 @@ from execute_batch_scheduler.adapters.transport import (
 
 logger = logging.getLogger(__name__)
 
-# What runs over there, whatever the user's shell is: sh, csh and fish read this line alike. The environment is that of
-# a login shell, whose profile gets no input and whose output is passed over.
-_LOGIN = """exec /bin/sh -c 'exec 3<&0 </dev/null; exec /bin/bash -lc "exec /bin/bash -p <&3 3<&-"'"""
-_PLAIN = "exec /bin/bash -p"  # for those whose profile ends in another program
-# How an open shell takes a question: so many bytes of its input, read at once. Commands bash reads byte by byte.
-_OBEY = """exec 9</dev/null; unset -v __script __err __code; __obey() { # LENGTH INPUT MARKER
-  TMOUT=0 IFS= LC_ALL=C read -r -d '' -N "$1" __script || exit
-  { __err=$( { eval "$__script"; } 2>&1 >&3 3>&- <&"$2" 9<&- ); __code=$?; } 3>&1
-  printf '\\n%s %s\\n%s\\n%s\\n' "$3" "$__code" "$__err" "$3"
-}"""
 _SHELLS = 6  # at once; sshd's default MaxSessions is 10
-_BEGIN_TIMEOUT = 20.0
 _TIMEOUT = 60.0  # for files
 _PIECE = 1 << 22
 _TEXT_LIMIT = 1 << 20
 _CANNOT_CREATE = 73  # the exit code where a directory could not be made, as in sysexits.h
 _READ = 1 << 16  # bytes up to which bash reads as fast as another program would begin to
-_LAST_WORDS = 2.0  # for what a shell said before it ended
 _PAUSES = (0.2, 0.5, 1, 2)  # before a question is asked again
 _WORDS = "export LC_ALL=C"  # of programs over there, so that they are known below
 _ERRORS = {
@@ -62,111 +48,6 @@ _ERRORS = {
     "Is a directory": IsADirectoryError,
     "Not a directory": NotADirectoryError,
 }
-
-
-class Stream(Protocol):
-    """A program over there: its input, and its output and errors in one."""
-
-    def send(self, data: bytes) -> None:
-        """Give it input. ConnectionError or OSError if it is gone."""
-
-    def receive(self, timeout: float) -> bytes:
-        """What it has printed, at least a byte; nothing at its end. TimeoutError if none comes."""
-
-    def close(self) -> None:
-        """Let it go. Never raises."""
-
-
-class Connection(Protocol):
-    """An open connection to a machine."""
-
-    def open(self, command: str) -> Stream:
-        """Run a command line by the user's shell. TransportError if that cannot be."""
-
-    def alive(self) -> bool:
-        """Whether it can still be used, as far as is known."""
-
-    def close(self) -> None:
-        """Let it go. Never raises."""
-
-
-@dataclass(frozen=True)
-class _Answer:
-    out: bytes
-    exit_code: int
-    err: str
-
-
-class _Shell:
-    """One bash over there."""
-
-    def __init__(self, connection: Connection, command: str, host: str) -> None:
-        self.connection = connection
-        self.stream = connection.open(command)
-        self._host = host
-        self._marker = secrets.token_hex(16)
-        self._rest = b""
-        self.left = False  # it has ended by itself
-        self.group = ""
-        self.environment: dict[str, str] = {}
-
-    def begin(self) -> None:
-        """Get past whatever profile and banner print; TransportError where no bash comes."""
-        said = b""
-        try:
-            self.stream.send(f"exec 2>/dev/null; cd; {_OBEY}\nprintf '\\n%s\\n' {self._marker}\n".encode())
-            said = self._until(f"\n{self._marker}\n".encode(), time.monotonic() + _BEGIN_TIMEOUT)
-            answer = self.ask('read -r _ _ _ _ group _ </proc/$$/stat; echo "$group"; cat "/proc/$$/environ"')
-        except OSError as error:
-            text = (said or self._rest).decode(errors="replace").strip()
-            what = f"it said: {text[-500:]}" if text else "it said nothing"
-            late = f" within {_BEGIN_TIMEOUT:g} s" if isinstance(error, TimeoutError) else ""
-            raise Unreachable(
-                f"{self._host} lets us in, but no /bin/bash answers there{late}; {what}\n"
-                f"Try: ssh {self._host} /bin/bash -c true"
-            ) from None
-        group, _, environment = answer.out.partition(b"\n")
-        self.group = group.decode()
-        pairs = (pair.partition("=") for pair in environment.decode(errors="surrogateescape").split("\0") if pair)
-        self.environment = {name: value for name, _, value in pairs}
-
-    def ask(self, script: str, data: bytes = b"", timeout: float = _TIMEOUT) -> _Answer:
-        """Run a script; `data` is its input. An OSError leaves the shell unusable."""
-        end = time.monotonic() + timeout
-        words = script.encode(errors="surrogateescape")
-        # What a failed script leaves of its input must not be taken for commands: hence the exit.
-        source, leave = (0, '; [ "$__code" = 0 ] || exit') if data else (9, "")
-        self.left = bool(data)
-        try:
-            self.stream.send(f"__obey {len(words)} {source} {self._marker}{leave}\n".encode() + words + data)
-        except OSError:
-            with suppress(OSError):  # it may have said why it takes no more
-                return self._answer(time.monotonic() + _LAST_WORDS)
-            raise
-        answer = self._answer(end)
-        self.left = bool(data and answer.exit_code)
-        return answer
-
-    def _answer(self, end: float) -> _Answer:
-        out = self._until(f"\n{self._marker} ".encode(), end)
-        code = int(self._until(b"\n", end))
-        err = self._until(f"\n{self._marker}\n".encode(), end)
-        return _Answer(out, code, err.decode(errors="replace"))
-
-    def _until(self, mark: bytes, end: float) -> bytes:
-        """What comes before a mark."""
-        pieces, tail = [], self._rest
-        while (at := tail.find(mark)) < 0:
-            keep = len(mark) - 1
-            pieces.append(tail[:-keep])
-            self._rest = tail  # told when this goes wrong
-            piece = self.stream.receive(max(0.0, end - time.monotonic()))
-            if not piece:
-                raise ConnectionError("its end came before the answer was whole")
-            tail = tail[-keep:] + piece
-        pieces.append(tail[:at])
-        self._rest = tail[at + len(mark) :]
-        return b"".join(pieces)
 
 
 def _fill(content: bytes) -> str:
@@ -216,7 +97,7 @@ class Remote:
         """Questions that callers have asked so far: each is a round trip."""
         self._name = host
         self._connect = connect
-        self._command = _LOGIN
+        self._command = LOGIN
         self._environment: Optional[dict[str, str]] = None
         self._begin()
         _all.add(self)
@@ -224,7 +105,7 @@ class Remote:
     def _begin(self) -> None:
         """Have no connection, and nobody who waits for one."""
         self._connection: Optional[Connection] = None
-        self._idle: list[_Shell] = []
+        self._idle: list[Shell] = []
         self._open = 0
         self._most = _SHELLS
         self._free = threading.Condition()
@@ -242,7 +123,7 @@ class Remote:
     @property
     def notice(self) -> Optional[str]:
         """What who submits should know of it."""
-        if self._command == _LOGIN:
+        if self._command == LOGIN:
             return None
         return (
             f"no login shell answers on {self._name}: its profile does not end, or ends in another program; scripts do "
@@ -278,7 +159,7 @@ class Remote:
         """Take a connection that was made elsewhere, as after a login with a password."""
         with self._connecting:
             self._drop()
-            self._command, self._environment = _LOGIN, None
+            self._command, self._environment = LOGIN, None
             self._connection = connection
             self.connected.set()
 
@@ -294,7 +175,7 @@ class Remote:
             self._drop()
             if self._feed is not None:
                 self._feed.pause()
-            self._command, self._environment = _LOGIN, None
+            self._command, self._environment = LOGIN, None
 
     def _drop(self) -> None:
         if self._connection is not None:
@@ -307,7 +188,7 @@ class Remote:
             self._free.notify_all()
 
     @contextmanager
-    def _shell(self, patient: bool = True) -> Iterator[_Shell]:
+    def _shell(self, patient: bool = True) -> Iterator[Shell]:
         """A shell for one question. If that raises, the shell is given up."""
         self._mistrust()
         shell = self._take_shell(patient)
@@ -331,7 +212,7 @@ class Remote:
             self._open -= 1
             self._free.notify()
 
-    def _take_shell(self, patient: bool) -> _Shell:
+    def _take_shell(self, patient: bool) -> Shell:
         """A shell that is idle, or a new one as long as the machine lets us have one more; else wait for one."""
         while True:
             with self._free:
@@ -350,7 +231,7 @@ class Remote:
                         raise
                     self._most = self._open  # sshd's MaxSessions
 
-    def _new_shell(self) -> _Shell:
+    def _new_shell(self) -> Shell:
         connection = self.connection()
         try:
             return self._shell_of(connection)
@@ -359,28 +240,19 @@ class Remote:
                 raise
         return self._shell_of(self.connection())  # nothing was asked of the one that broke
 
-    def _shell_of(self, connection: Connection) -> _Shell:
+    def _shell_of(self, connection: Connection) -> Shell:
         try:
-            shell = self._begun(connection, self._command)
+            shell = Shell(connection, self._command, self._name)
         except Unreachable:
-            if self._command == _PLAIN or self._environment is not None or not connection.alive():
+            if self._command == PLAIN or self._environment is not None or not connection.alive():
                 raise
-            shell = self._begun(connection, _PLAIN)
-            self._command = _PLAIN
+            shell = Shell(connection, PLAIN, self._name)
+            self._command = PLAIN
         if self._environment is None and connection is self._connection:
             self._environment = shell.environment
         return shell
 
-    def _begun(self, connection: Connection, command: str) -> _Shell:
-        shell = _Shell(connection, command, self._name)
-        try:
-            shell.begin()
-        except Unreachable:
-            shell.stream.close()
-            raise
-        return shell
-
-    def _ask(self, script: str, data: bytes = b"", timeout: float = _TIMEOUT, again: bool = True) -> _Answer:
+    def _ask(self, script: str, data: bytes = b"", timeout: float = _TIMEOUT, again: bool = True) -> Answer:
         """Ask a shell. A question that may be asked `again` is, when the connection is lost, for some seconds."""
         for pause in _PAUSES if again and self._environment is not None else ():
             try:
@@ -392,11 +264,11 @@ class Remote:
                 time.sleep(pause)
         return self._ask_once(script, data, timeout)
 
-    def _ask_once(self, script: str, data: bytes, timeout: float) -> _Answer:
+    def _ask_once(self, script: str, data: bytes, timeout: float) -> Answer:
         with self._shell() as shell:
             self.turns += 1
             try:
-                answer = shell.ask(script, data, timeout)
+                answer = shell.ask(script, data, timeout=timeout)
             except TimeoutError:
                 self._kill(shell)
                 raise Unanswered(f"{self._name} gave no answer within {timeout:g} s") from None
@@ -410,7 +282,7 @@ class Remote:
             if self._connection is not None and not self._connection.alive():
                 self._drop()
 
-    def _kill(self, shell: _Shell) -> None:
+    def _kill(self, shell: Shell) -> None:
         """End what a shell does that has not answered in time. If that fails too, the connection is dead."""
         try:
             with self._shell(patient=False) as other:  # we hold one: to wait for another could be for ever
@@ -523,7 +395,7 @@ class Remote:
         freed = re.match(rb"\d+", answer.out)
         return int(freed[0]) if freed else 0
 
-    def _checked(self, answer: _Answer, path: str) -> _Answer:
+    def _checked(self, answer: Answer, path: str) -> Answer:
         """The answer, or the error that it tells of."""
         if answer.exit_code == 0:
             return answer
@@ -562,7 +434,7 @@ class Remote:
 
     def connection_for_extras(self) -> Connection:
         """The open connection, for who can do without. None is made, and the feed goes first: sessions may be few."""
-        ready, connection = self._fed().ready.wait(_BEGIN_TIMEOUT), self._connection
+        ready, connection = self._fed().ready.wait(BEGIN_TIMEOUT), self._connection
         if not ready or connection is None or not self.uses(connection):
             raise Unreachable("there is no connection")
         return connection

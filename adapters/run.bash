@@ -120,8 +120,10 @@ else
   exec 6< <(readlink "/proc/$$/fd/1" || echo; readlink "/proc/$$/fd/2" || echo) # read when the script has been started
   out='' err=''
 fi
+exec 3<> <(:) # for what `jobs` says, as no process takes it in; not made by the keeper: the end of `:` would run its
+# trap, and one that comes while that runs is lost
 exec 4>&1 5<&0 3< <(
-  exec 9<> <(:) # what `jobs` says, without a process that would take it in
+  exec 9<&3 3<&-
   trap '' $signals
   trap 'now; LC_ALL=C jobs -l >&9' CHLD # before there is a child: it may end at once
   (
@@ -155,7 +157,7 @@ exec 4>&1 5<&0 3< <(
   exec 4>&- 5<&- 6<&- 7<&- 8>&- </dev/null 2>/dev/null
   wait $!
   code=$? how=exit
-  if ((code > 128)); then
+  if ((code > 128 && code <= 192)); then # there are 64 signals
     how=signal
     echo end >&9
     while read -r line <&9 && [ "$line" != end ]; do
@@ -217,7 +219,8 @@ if [ -z "$how" ]; then # the keeper was killed
   kill -s KILL "$script"
   how=signal code=9
 fi
-if [ -z "$told" ] && ! canary_lives; then sleep 0.1; fi # the signal that ended the script is on its way here
+patience=20
+until [ "$told" ] || canary_lives || ((patience-- == 0)); do sleep 0.1; done # what ended the script is on its way here
 note ended "$how=$code" "told=$told"
 if [ "$expired" ]; then # what is left of it, as no scheduler does that here
   for left in $(ps -o pid= --sid "$$"); do [ "$left" = "$$" ] || kill -s KILL "$left"; done

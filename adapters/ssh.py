@@ -18,7 +18,8 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Optional, Union
 
 from execute_batch_scheduler.adapters.known_hosts import Known
-from execute_batch_scheduler.adapters.remote import Connection, Remote, Stream
+from execute_batch_scheduler.adapters.remote import Remote
+from execute_batch_scheduler.adapters.shell import Connection, Stream
 from execute_batch_scheduler.adapters.ssh_config import USE_PROGRAM, Address, Configuration, parse_host, parse_url
 from execute_batch_scheduler.adapters.ssh_login import Ask, Login
 from execute_batch_scheduler.adapters.transport import Refused, TransportError, Unreachable

@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Optional
 
 from execute_batch_scheduler.adapters.jobdir import RUN, JobDir
-from execute_batch_scheduler.adapters.remote import Connection, Remote, Stream
+from execute_batch_scheduler.adapters.remote import Remote
+from execute_batch_scheduler.adapters.shell import Connection, Stream
 from execute_batch_scheduler.adapters.transport import NewDirectory, TransportError, Unanswered
 
 logger = logging.getLogger(__name__)

@@ -19,7 +19,7 @@ from execute_batch_scheduler.adapters.ssh_config import parse_url
 from execute_batch_scheduler.adapters.transport import NewDirectory, TransportError, Unreachable
 
 from execute_batch_scheduler import BadUsage, JobFailed, submit_script
-from execute_batch_scheduler.adapters import feed, remote, ssh
+from execute_batch_scheduler.adapters import feed, shell, ssh
 from execute_batch_scheduler.settings import settings
 from tests.contract.behaviour import until
 from tests.contract.ssh_client import (
@@ -335,7 +335,7 @@ def test_a_login_that_leads_to_no_session_is_not_tried_without_a_pause(client: C
     before = own_sshd.logins
     connect = there._connect
 
-    def useless() -> remote.Connection:
+    def useless() -> shell.Connection:
         connection = connect()
         connection.close()
         return connection
@@ -440,7 +440,7 @@ def test_calls_on_a_half_open_connection_end(
     monkeypatch.setattr(ssh, "_LOGIN_TIMEOUT", 1.0)
     monkeypatch.setattr(ssh, "_OPEN_TIMEOUT", 1.0)
     monkeypatch.setattr(ssh, "_SEND_TIMEOUT", 2.0)
-    monkeypatch.setattr(remote, "_BEGIN_TIMEOUT", 2.0)
+    monkeypatch.setattr(shell, "BEGIN_TIMEOUT", 2.0)
     with by_proxy(client, own_sshd, which) as (proxy, url):
         there = ssh.transport(url)
         assert there.run(["echo", "in"], timeout=20).stdout == "in\n"

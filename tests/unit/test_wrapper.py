@@ -141,6 +141,25 @@ def test_tmout_ends_no_guard(make, start):
     assert process.wait(10) == 7
 
 
+def test_an_exit_code_above_128_is_no_signal_whoever_else_ends_meanwhile(make, start):
+    """What bash runs at the end of a child it does not run for one that ends just then."""
+    directory = make(f"{BASH}sleep 0.3\nexit 140\n")
+    os.mkfifo(Path(directory.path, "nothing"))
+    text = RUN.decode()
+    rest = ' read -t {} <>"$__here/nothing"'
+    for part, slow in (
+        ("<(:)", "<(sleep 0.1)"),
+        ("  wait $!\n", f"{rest.format(0.2)}; wait $!\n"),
+        ("jobs -l >&9'", f"jobs -l >&9;{rest.format(0.5)}'"),
+    ):
+        assert text.count(part) == 1
+        text = text.replace(part, slow)
+    Path(directory.path, "run").write_text(text)
+    assert start(directory).wait(10) == 140
+    attempt = directory.read(Local()).attempt
+    assert (attempt.exit_code, attempt.signal) == (140, None)
+
+
 def test_an_exit_code_above_128_is_no_signal(run):
     status, attempt, *_ = run(f"{BASH}bash -c 'kill -9 $$'\nexit $?\n")
     assert (status, attempt.exit_code, attempt.signal) == (137, 137, None)
@@ -324,6 +343,22 @@ def test_a_signal_that_the_script_does_not_handle_ends_both(make, start, send):
     assert process.wait(5) == -15
     attempt = directory.read(Local()).attempt
     assert (attempt.signal, attempt.told) == (15, ("TERM",))
+
+
+def test_a_signal_that_comes_to_the_script_long_before_it_comes_to_the_wrapper_is_recorded(make, start):
+    """A scheduler that signals each process in turn, on a machine with much to do."""
+    directory = make(f"{BASH}echo ready\nexec sleep 30\n")
+    process = start(directory)
+    until(lambda: settled(directory, process))
+    listed = subprocess.run(["ps", "-o", "pid=", "--sid", str(process.pid)], stdout=subprocess.PIPE, text=True).stdout
+    for pid in sorted(map(int, listed.split()), reverse=True):
+        if pid != process.pid:
+            os.kill(pid, signal.SIGTERM)
+    time.sleep(0.7)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(10) == -signal.SIGTERM
+    attempt = directory.read(Local()).attempt
+    assert (attempt.signal, attempt.told) == (signal.SIGTERM, ("TERM",))
 
 
 def test_a_signal_before_the_script_runs_is_not_lost(make, start):
