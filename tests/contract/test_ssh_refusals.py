@@ -17,7 +17,7 @@ from execute_batch_scheduler.adapters.ssh_config import Address
 from execute_batch_scheduler.adapters.transport import NewDirectory, Unreachable
 
 from execute_batch_scheduler import submit_script
-from execute_batch_scheduler.adapters import remote, ssh, ssh_config
+from execute_batch_scheduler.adapters import shell, ssh, ssh_config
 from tests.contract.ssh_client import (
     Client,
     commands,
@@ -187,7 +187,7 @@ def shells() -> Iterator[LoginShell]:
 
 @pytest.fixture
 def login_shell(shells: LoginShell, client: Client, monkeypatch: pytest.MonkeyPatch) -> Iterator[LoginShell]:
-    monkeypatch.setattr(remote, "_BEGIN_TIMEOUT", 2.0)
+    monkeypatch.setattr(shell, "BEGIN_TIMEOUT", 2.0)
     client.host(shells.server)
     shells.is_('bash "$@"')
     yield shells
