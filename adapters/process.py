@@ -39,13 +39,18 @@ exec 6>&1 7>&2 <{stdin} >{stdout} 2>{stderr} || exit
 echo "$BASHPID" >&6
 exec 6>&- 7>&- setsid -- {command} ) &
 """
+# Every group of the session, as programs make some of their own: timeout, a shell with `set -m`. What waits is another
+# program: a child of this shell would keep open what that keeps for itself, and its answer would wait for that.
 _CANCEL = """\
-kill -s TERM -- -{pid} || exit 0
-( for ((i = 0; i < {patience}; i++)); do
+groups=$(ps -o pgid= --sid {pid} | sort -u)
+for group in $groups; do kill -s TERM -- "-$group"; done
+exec setsid /bin/bash -p -c '
+  for ((i = 0; i < {patience}; i++)); do
     sleep 0.1
-    ps -o stat= --sid {pid} | grep -qv '^Z' || exit 0
+    ps -o stat= --sid {pid} | grep -qv "^Z" || exit
   done
-  kill -s KILL -- -{pid} ) </dev/null >/dev/null 2>&1 &
+  for group in $(ps -o pgid= --sid {pid} | sort -u); do kill -s KILL -- "-$group"; done
+' </dev/null >/dev/null 2>&1 &
 """
 
 

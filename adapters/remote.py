@@ -169,13 +169,18 @@ class Remote:
             self._drop()
             self._environment = None
 
-    def leave(self) -> None:
-        """The same for good: the feed does not make a new one by itself. Who tracks an open job will ask, though."""
+    def leave(self) -> bool:
+        """The same for good: the feed does not make a new one by itself. Who tracks an open job will ask, though.
+
+        Returns whether there was one.
+        """
         with self._connecting:
+            there = self._connection is not None
             self._drop()
             if self._feed is not None:
                 self._feed.pause()
             self._command, self._environment = LOGIN, None
+            return there
 
     def _drop(self) -> None:
         if self._connection is not None:
@@ -346,10 +351,10 @@ class Remote:
         self._checked(self._ask(_making(new), _contents(new), again=False), new.path)
 
     def write(self, path: str, offset: int, data: bytes) -> None:
-        """Let a file have `data` from `offset` on, and nothing behind it."""
+        """Let a file have `data` from `offset` on, and nothing behind it; a new one is private."""
         file = shlex.quote(path)
         fill = f"head -c {len(data)} >>{file}" if data else ":"
-        self._checked(self._ask(f"{_WORDS}; truncate -s {offset} -- {file} && {fill}", data), path)
+        self._checked(self._ask(f"{_WORDS}; umask 077; truncate -s {offset} -- {file} && {fill}", data), path)
 
     def append(self, path: str, data: bytes) -> None:
         """Add to a file; twice, maybe, where a connection is lost."""
@@ -362,8 +367,9 @@ class Remote:
         if offset or limit >= 0:  # in pieces that a pipe takes at once
             most = f" count={limit}" if limit >= 0 else ""
             read = f"dd if={file} bs=64k skip={offset}{most} iflag=skip_bytes,count_bytes status=none"
-        # Without a process where there is nothing. To read from a pipe would wait, or take it away from who reads.
-        nothing = f"[ ! -p {file} ] || exit 0; exec 4<{file} || exit; exec 4<&-; [ -s {file} ] || exit 0"
+        # Without a process where there is nothing. A pipe is its reader's, and a device has no end.
+        odd = f"[ ! -e {file} ] || [ -f {file} ] || [ -d {file} ] || exit 0"
+        nothing = f"{odd}; exec 4<{file} || exit; exec 4<&-; [ -s {file} ] || exit 0"
         return self._checked(self._ask(f"{_WORDS}; {nothing}; exec {read}"), path).out
 
     def texts(self, paths: Sequence[str]) -> dict[str, str]:

@@ -64,7 +64,7 @@ STATES = {
 
 # https://slurm.schedmd.com/job_reason_codes.html, the usual ones, in words.
 REASONS = {
-    "BadConstraints": "no node can satisfy what was asked for",
+    "BadConstraints": "no node can satisfy what was asked for; as it is, it will not start",
     "BeginTime": "its begin time has not come",
     "Dependency": "a job it depends on has not ended",
     "DependencyNeverSatisfied": "what it depends on can no longer happen; it will never start",
@@ -77,7 +77,7 @@ REASONS = {
     "NodeDown": "a node it needs is down",
     "NodeFailure": "its node failed",
     "OutOfMemory": "it used more memory than it had asked for",
-    "PartitionConfig": "no set of the partition's nodes can satisfy what was asked for",
+    "PartitionConfig": "no set of the partition's nodes can satisfy what was asked for; as it is, it will not start",
     "PartitionDown": "the partition is down",
     "PartitionInactive": "the partition is inactive",
     "PartitionNodeLimit": "it asks for more nodes than the partition allows or has up",

@@ -367,6 +367,6 @@ def login(url: str, ask: Ask) -> None:
     transport(url).use(connect(parse_url(url), ask))
 
 
-def logout(url: str) -> None:
-    """Let the connection to a machine go, until somebody asks something of it."""
-    transport(url).leave()
+def logout(url: str) -> bool:
+    """Let the connection to a machine go, until somebody asks something of it; whether there was one."""
+    return transport(url).leave()

@@ -354,6 +354,8 @@ class Login:
             )
         if self.ask is None and (self.may_ask or {"keyboard-interactive", "password"} & set(self.wanted)):
             lines.append(f"To be asked for a password, passphrase or code: %execute_login {self.address}")
+        if active and any("refused" in text for text in self.tried):
+            lines.append(f"Another key: --identity=FILE. To have a key taken there: ssh-copy-id {self.address}")
         if self.ask is None:
             lines.append(f"If ssh itself gets in: {USE_PROGRAM}")
         return "\n".join(lines)

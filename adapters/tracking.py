@@ -119,6 +119,7 @@ class _Entry:
     next_ask: float = 0.0
     step: float = 0.0  # the pause between questions, doubled as long as nothing happens
     asked: bool = False  # a question is under way
+    ending: bool = False  # its end was told of, and not by the scheduler
     misses: int = 0
     watchers: int = 0
     listeners: list[Callable[[], None]] = field(default_factory=list)
@@ -286,11 +287,12 @@ class Tracker:
                 with self._lock:
                     entry.watchers -= 1
 
-    def hurry(self, job: Job) -> None:
-        """Ask about a job soon: something was just done to it."""
+    def hurry(self, job: Job, ending: bool = False) -> None:
+        """Ask about a job soon: something was just done to it. If it is `ending`, go on asking, ever more rarely."""
         with self._lock:
             entry = self._entries.get(job.id)
             if entry:
+                entry.ending = entry.ending or ending
                 entry.step = 0.0
                 entry.next_ask = min(entry.next_ask, time.monotonic() + self.pace.ended)
         self._wake.set()
@@ -478,7 +480,9 @@ class Tracker:
         elif report.state is JobState.QUEUED:
             waited = time.monotonic() - entry.born
             self._ask_in(entry, min(self.pace.queued_most, max(self.pace.queued, waited / 2)))
-        elif attempt and not (attempt.told or entry.known.record.cancelled or report.native_state == "COMPLETING"):
+        elif attempt and not (
+            attempt.told or entry.known.record.cancelled or entry.ending or report.native_state == "COMPLETING"
+        ):
             self._ask_in(entry, self.pace.running)
         else:  # told to stop, or killed before it could put that down, or running without a sign of it
             self._ask_again(entry, self.pace.forgotten, self.pace.running)
@@ -555,10 +559,13 @@ def _with_record(report: Report, record: Record, directory: Optional[JobDir]) ->
     attempt = record.attempt
     if report.exit_code is None and attempt and attempt.ended is not None:
         report = replace(report, exit_code=attempt.status)
+        if attempt.signal and report.native_state == "FAILED":  # Slurm's number may mean something else
+            report = replace(report, reason=f"RaisedSignal:{attempt.signal}")
     if directory and attempt is None and report.native_state == "FAILED":
         hint = (
             "nothing tells that the script was begun: it was killed at once, or a file of --output, --error or --input "
-            f"could not be opened, or the node does not see {directory.path}; then set job_directory to one it sees"
+            "could not be opened (is its directory there?), or "
+            f"the node does not see {directory.path}; then set job_directory to one it sees"
         )
         report = replace(report, reason=f"{report.reason}; {hint}" if report.reason else hint)
     return report

@@ -225,14 +225,15 @@ class Local:
 
     def write(self, path: str, offset: int, data: bytes) -> None:
         """Let a file have `data` from `offset` on, and nothing behind it."""
-        with open(path, "r+b" if os.path.exists(path) else "w+b") as file:
+        with open(os.open(path, os.O_RDWR | os.O_CREAT, 0o600), "r+b") as file:
             file.truncate(offset)
             file.seek(offset)
             file.write(data)
 
     def read(self, path: str, offset: int = 0, limit: int = -1) -> bytes:
         """Read a file from `offset` on. Opened anew each time: that is what makes NFS look again."""
-        if stat.S_ISFIFO(os.stat(path).st_mode):  # to wait for who writes there, or to take it away from who reads
+        mode = os.stat(path).st_mode
+        if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):  # a pipe is its reader's, and a device has no end
             return b""
         with open(path, "rb", buffering=0) as file:
             file.seek(offset)

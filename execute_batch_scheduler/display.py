@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import os
 import time
 from collections.abc import Sequence
 from datetime import datetime
@@ -100,8 +101,19 @@ def failure(job: Job, last_lines: list[str], path: Optional[str]) -> str:
     if last_lines:
         lines += [f"the last lines of {path}:", *(f"    {plain(line)}" for line in last_lines)]
     if job.paths.directory:
-        lines.append(f"its script and output are in {_place(job)}")
+        lines.append(_left(job))
     return "\n".join(lines)
+
+
+def _left(job: Job) -> str:
+    """Where the script and the output of a job are."""
+    paths, place = job.paths, _place(job)
+    if paths.stdout is None:
+        return f"its script is in {place}"
+    outputs = list(filter(None, (_output(job, path) for path in (paths.stdout, paths.stderr))))
+    if not outputs:
+        return f"its script and output are in {place}"
+    return f"its output is in {' and '.join(outputs)}; its script is in {place}"
 
 
 def _state(job: Job) -> str:
@@ -181,9 +193,18 @@ def facts(job: Job) -> dict[str, str]:
         "Submitted": f"{job.submitted:%Y-%m-%d %H:%M:%S}",
         "Started": f"{job.started:%Y-%m-%d %H:%M:%S}" if job.started else None,
         "Ended": f"{job.ended:%Y-%m-%d %H:%M:%S}" if job.ended else None,
+        "Output": _output(job, job.paths.stdout),
+        "Errors": _output(job, job.paths.stderr),
         "Directory": _place(job),
     }
     return {name: str(value) for name, value in rows.items() if value is not None}
+
+
+def _output(job: Job, path: Optional[str]) -> Optional[str]:
+    """An output of the job, where it is not in the job directory."""
+    if path is None or os.path.dirname(path) == job.paths.directory:
+        return None
+    return f"{job.host}:{path}" if job.host else path
 
 
 def _place(job: Job) -> Optional[str]:

@@ -157,6 +157,8 @@ class ExecuteMagics(Magics):
         self.shell.push({_HANDLE: job})
         print(display.attached(job))
         _Cell(self, job, {"no-raise-error": ""}, on_interrupt="detach").follow()
+        if job.exception() is not None:
+            print(display.failure(job, [], None))
         return job
 
     @line_magic
@@ -217,8 +219,7 @@ class ExecuteMagics(Magics):
         from execute_batch_scheduler.submit import machine
 
         host, url = machine(_one(line))
-        ssh.logout(url)
-        print(f"Logged out of {host}")
+        print(f"Logged out of {host}" if ssh.logout(url) else f"There was no connection to {host}")
 
     @line_magic
     def execute_clean(self, line: str) -> None:
@@ -266,6 +267,7 @@ class ExecuteMagics(Magics):
                 job.get(*files["get"], progress=bar)
                 bar.end()
             except ExecuteError as error:
+                error.args = (f"{error}\nTo try again: {own.get('amgr', _HANDLE)}.get(PATTERN)",)
                 if failure is None:
                     raise
                 print(error)

@@ -8,6 +8,7 @@ import re
 import time
 import warnings
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from datetime import timedelta
 from typing import Any, Optional, Union
 
@@ -86,7 +87,7 @@ def _known_state(state: str) -> None:
 
 
 def attach(
-    native_id: Union[str, int],
+    native_id: Union[str, int, Entry],
     *,
     wlm: Optional[str] = None,
     host: Optional[str] = None,
@@ -97,8 +98,9 @@ def attach(
     Parameters
     ----------
     native_id
-        The scheduler's number, or the process id; of several jobs the newest. Else the job's key, or its first eight or
-        more characters. A job that was submitted by sbatch alone is found too, as long as Slurm knows it.
+        The scheduler's number, or the process id; of several jobs of one backend and machine the newest. Else the job's
+        key, or its first eight or more characters; or what `jobs` lists. A job that was submitted by sbatch alone is
+        found too, as long as Slurm knows it.
     wlm
         The backend, where the number alone is not enough.
     host
@@ -109,13 +111,17 @@ def attach(
     Raises
     ------
     ExecuteError
-        If nobody knows such a job.
+        If nobody knows such a job, or jobs of several backends or machines have this number.
     """
-    number = str(native_id)
+    number = native_id.key if isinstance(native_id, Entry) else str(native_id)
     here = [entry for entry in journal.entries() if wlm in (None, entry.wlm) and host in (None, entry.host)]
     known = [entry for entry in here if (entry.native_id or "").partition(";")[0] == number.partition(";")[0]]
     if not known and len(number) >= _KEY_LENGTH:
         known = [entry for entry in here if entry.key.startswith(number.lower())]
+    newest = {(entry.wlm, entry.host): entry for entry in known}
+    if len(newest) > 1:
+        table = display.table([replace(entry, native_id=None) for entry in newest.values()])
+        raise ExecuteError(f"{len(newest)} jobs have the number {number}; name the one you mean by its key:\n{table}")
     try:
         return _attach_own(known[-1], executor) if known else _attach_foreign(number, wlm, host, executor)
     except TransportError as error:
@@ -139,7 +145,8 @@ def clean(older: Union[str, float, timedelta]) -> tuple[int, int]:
             freed += (ssh.transport(url) if url else Local()).remove([entry.directory for entry in mine])
             removed |= {entry.key for entry in mine}
         except TransportError as error:
-            warnings.warn(f"{len(mine)} jobs are kept: {error}", stacklevel=2)
+            names = ", ".join(entry.native_id or entry.key[:_KEY_LENGTH] for entry in mine)
+            warnings.warn(f"kept, as they cannot be removed now: {names} ({error})", stacklevel=2)
     journal.drop(removed)
     return len(removed), freed
 
@@ -282,6 +289,7 @@ def _attach_foreign(number: str, wlm: Optional[str], host: Optional[str], execut
     where = f" of {host}" if host else ""
     unknown = ExecuteError(
         f"no job {number}{where} is known: it is not in the journal ({journal.folder()}), which %execute_jobs lists"
+        + ("" if host else "; one that was submitted elsewhere on another machine wants that host (--host=MACHINE)")
     )
     if not (number.isascii() and number.isdigit()) or int(number) == 0:
         raise unknown
@@ -291,7 +299,7 @@ def _attach_foreign(number: str, wlm: Optional[str], host: Optional[str], execut
     except ValueError as error:
         raise BadUsage(f"host: {error}") from None
     except ExecuteError as error:
-        raise ExecuteError(f"{unknown}, and no scheduler can be asked: {error}") from None
+        raise ExecuteError(f"{unknown}; and no scheduler can be asked: {error}") from None
     if not isinstance(chosen, TrackedSlurmExecutor):
         raise unknown
     job = psij.Job(JobSpec(""))
@@ -299,9 +307,10 @@ def _attach_foreign(number: str, wlm: Optional[str], host: Optional[str], execut
     try:
         report = chosen.ask([job]).get(job.id)
     except TransportError as error:
-        raise ExecuteError(f"{unknown}, and Slurm does not answer: {error}") from None
+        said = str(error).strip().splitlines()[-1]
+        raise ExecuteError(f"{unknown}; and Slurm does not answer: {said}") from None
     if report is None:
-        raise ExecuteError(f"{unknown}, and Slurm does not know it (any more)")
+        raise ExecuteError(f"{unknown}; and Slurm does not know it (any more)")
     assert job.spec is not None
     try:
         job.spec.stdout_path, job.spec.stderr_path = chosen.output_paths(number)

@@ -241,11 +241,12 @@ class Job:
         if self.state is JobState.COMPLETED:
             return None
         kind = JobCancelled if self.cancelled() else JobFailed
-        stderr = self._stderr() or self._stdout()
+        path, lines = None, list[str]()
         with self._reaching():
-            told = self._told("stderr" if self._stderr() else "stdout")
-            lines = output.last_lines(self._transport, stderr, told)
-            return kind(display.failure(self, lines, stderr), self)
+            for stream, place in (("stderr", self._stderr()), ("stdout", self._stdout())):
+                if place and not lines:
+                    path, lines = place, output.last_lines(self._transport, place, self._told(stream))
+        return kind(display.failure(self, lines, path), self)
 
     def add_done_callback(self, function: Callable[[Job], Any]) -> None:
         """Call `function` with this handle when the job has ended, at once if it has."""
@@ -332,7 +333,7 @@ class Job:
                 if pieces:
                     last = time.monotonic()
                     if any("slurmstepd: error" in text for _, text in pieces):
-                        self._tracker.hurry(self.psij_job)  # Slurm writes there why it ends a job
+                        self._tracker.hurry(self.psij_job, ending=True)  # Slurm writes there why it ends a job
                 elif done:
                     break
                 else:

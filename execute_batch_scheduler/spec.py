@@ -7,6 +7,7 @@ templates pass over.
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Mapping, Sequence
 from datetime import timedelta
@@ -33,6 +34,8 @@ _COUNTS = {
 }
 _ATTRIBUTES = {"partition": "queue_name", "account": "account", "reservation": "reservation_id"}
 _TIME = re.compile(r"(?:(?P<days>\d+)-(?P<dh>\d+)(?::(?P<dm>\d+)(?::(?P<ds>\d+))?)?|(?P<clock>\d+(?::\d+){0,2}))")
+_NO_LIMIT = re.compile(r"(?i)0+(:0+){0,2}|0+-0+(:0+){0,2}|unlimited|infinite|-1")
+_OURS = re.compile(r"/dev/(stdin|stdout|stderr|tty|fd/.*)$|/proc/(self|thread-self|\d+)/fd/")
 _LONGEST_TIME = 12  # longer ones may be more than a timedelta holds
 
 ANSWERS = {
@@ -178,6 +181,26 @@ def parse_time(text: str) -> Optional[timedelta]:
         else:
             duration = timedelta(minutes=numbers[0], seconds=[*numbers, 0][1])
     return duration or None
+
+
+def check_alone(spec: JobSpec, flags: Sequence[Flag]) -> None:
+    """Refuse what sbatch would, or what has no meaning without it, before a job runs as its user has not meant it.
+
+    Raises
+    ------
+    BadUsage
+        Naming the first such flag.
+    """
+    assert spec.attributes is not None
+    for flag in flags:
+        value = flag.value or ""
+        if flag.name == "time" and spec.attributes.duration is None and not _NO_LIMIT.fullmatch(value):
+            raise BadUsage(f"{flag.word} is no time: say minutes, or h:m:s, d-h, d-h:m:s")
+        if flag.name in ("output", "error", "input", "chdir") and not value:
+            raise BadUsage(f"{flag.word} names nothing")
+        if flag.name in ("output", "error", "input") and _OURS.match(os.path.normpath(value)):
+            without = "the output is shown in any case" if flag.name != "input" else "a job has no terminal"
+            raise BadUsage(f"{flag.word} would be a file of ours, not of the job: {without}; leave it out")
 
 
 def check_stock(spec: JobSpec, flags: Sequence[Flag], native: Sequence[str], executor: str) -> None:

@@ -28,7 +28,7 @@ from execute_batch_scheduler.errors import BackendUnavailable, BadUsage, Submiss
 from execute_batch_scheduler.flags import Flag
 from execute_batch_scheduler.job import Job
 from execute_batch_scheduler.settings import Choice, settings
-from execute_batch_scheduler.spec import HONOURED, WITHOUT_SCHEDULER, check_stock, make_spec
+from execute_batch_scheduler.spec import HONOURED, WITHOUT_SCHEDULER, check_alone, check_stock, make_spec
 from execute_batch_scheduler.transfer import Progress
 
 import psij
@@ -53,6 +53,7 @@ _NOT_PLAIN = {"output", "error", "input", "open-mode"}
 _SHORT = 1 << 16  # characters of a script that is sent together with the order to begin it
 # Those for which programs set handlers that raise.
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGALRM, signal.SIGUSR1, signal.SIGUSR2)
+_LOOK_TIMEOUT = 30.0
 _TITLE = 80  # characters of a script's first command that are noted
 
 logger = logging.getLogger(__name__)
@@ -229,6 +230,10 @@ def submit_script(
             raise BadUsage(f"environment: {key!r} is no name of a variable")
         if not isinstance(value, str) or "\0" in value:
             raise BadUsage(f"environment: {key} must be a text without NUL bytes, and {value!r} is none")
+        try:
+            value.encode(errors="surrogateescape")
+        except UnicodeEncodeError as error:
+            raise BadUsage(f"environment: {key} holds {value[error.start]!r}, which is no character") from None
     host = host or choice.host
     wlm = _name(executor) if executor is not None else wlm or choice.wlm or backend.default(merged, host)
     defaults = _defaults(choice, wlm)
@@ -263,9 +268,12 @@ def submit_script(
     if put:
         place = transfer.working_directory(psij_job.spec, transport)
         try:
-            transfer.put(transport, [os.fspath(path) for path in put], place, progress)
+            left_out = transfer.put(transport, [os.fspath(path) for path in put], place, progress)
         except TransportError as error:
             raise SubmissionFailed(f"nothing was submitted: {error}") from error
+        notices = (*notices, *(f"--put left out {path}, which is neither file nor directory" for path in left_out))
+    if wlm == "slurm":
+        notices = (*notices, *_without_directory(psij_job.spec, merged, transport))
     private = {**choice.environment, **(environment or {})}
     new = where.files(text.encode(errors="surrogateescape"), private, choice.prologue)
     title = directives.first_command(text)
@@ -445,6 +453,7 @@ def _check(
         unknown = next((flag for flag in flags if flag.option is None), None)
         if unknown:
             raise BadUsage(f"{unknown.word}: no such option; {flag_table.suggest(unknown.name)}".rstrip("; "))
+        check_alone(spec, flags)
         idle = [*(flag.word for flag in flags if flag.name not in WITHOUT_SCHEDULER | HONOURED), *foreign]
         return (f"Without a scheduler these have no effect: {' '.join(idle)}",) if idle else ()
     if wlm.startswith("psij:"):
@@ -453,6 +462,25 @@ def _check(
             raise BadUsage(f"{what}: PSI/J writes the submit file; say it as a flag of sbatch's")
         check_stock(spec, flags, native, executor.name)
     return ()
+
+
+def _without_directory(spec: JobSpec, flags: Sequence[Flag], transport: Transport) -> list[str]:
+    """Slurm takes a job whose output cannot be opened, and fails it when it starts, maybe hours later."""
+    base = os.getcwd() if transport.host is None else transport.environment["HOME"]
+    found = []
+    for flag in flags:
+        folder = os.path.dirname(flag.value or "") if flag.name in ("output", "error") else ""
+        path = os.path.normpath(os.path.join(base, transfer.said_directory(spec), folder))
+        if not folder or re.search(r"[%\\]", folder):
+            continue
+        try:
+            there = transport.script(f"[ -d {shlex.quote(path)} ]", timeout=_LOOK_TIMEOUT).exit_code == 0
+        except TransportError as error:
+            raise SubmissionFailed(f"nothing was submitted: {error}") from error
+        if not there:
+            where = f" on {transport.host}" if transport.host else ""
+            found.append(f"{flag.word}: there is no directory {path}{where}; without it the job fails when it starts")
+    return found
 
 
 def _submit(

@@ -31,11 +31,26 @@ shopt -s nullglob globstar
 IFS=''
 for pattern; do
   found=($pattern)
-  [ -e "${{found[0]-}}" ] || {{ printf '%s: nothing there has such a name\\n' "$pattern" >&2; exit 1; }}
-  LC_ALL=C find -L "${{found[@]/#-/./-}}" -type f -printf '%s %m %i\\0%H\\0%P\\0'
+  if [ ! -e "${{found[0]-}}" ]; then
+    printf '%s: nothing there has such a name\\n' "$pattern" >&2
+    continue
+  fi
+  for at in "${{!found[@]}}"; do # find takes some names for options or expressions
+    case ${{found[at]}} in /*) ;; *) found[at]=./${{found[at]}} ;; esac
+  done
+  LC_ALL=C find -L "${{found[@]}}" -type f -printf '%s %m %i\\0%H\\0%P\\0'
 done
 true
 """
+# As much as the mode here allows and the umask there; but who copies must be able to write into it.
+_MAKE = """\
+mkdir -p -- {directory} || exit
+mask=$(umask)
+printf '%s\\0' {folders} | while IFS= read -r -d '' mode && IFS= read -r -d '' folder; do
+  [ -d "$folder" ] || mkdir -m "$(printf %o $((8#$mode & ~8#$mask | 8#700)))" -- "$folder" || exit
+done
+"""
+_FINISH = 'chmod "$(printf %o $((8#{mode:o} & ~8#$(umask))))" -- {part} && mv -fT -- {part} {target}'
 _LOOP = "File system loop detected"  # of a link to a directory that is read anyway
 
 
@@ -44,17 +59,45 @@ class _File:
     source: str
     target: str
     size: int
-    executable: bool
+    mode: int  # its permissions
     number: int = 0  # of the inode: another one is another file
+
+
+class _Tree:
+    """Directories, the empty ones too, and files, as they are to be over there. Links are followed, loops not."""
+
+    def __init__(self) -> None:
+        self.folders: list[tuple[str, int]] = []
+        """Paths there and permissions; what lies in another comes after it."""
+        self.files: list[_File] = []
+        self.left_out: list[str] = []
+
+    def add(self, source: str, target: str, above: frozenset[str] = frozenset()) -> None:
+        """Add what is here, and all in it."""
+        here = os.path.realpath(source)
+        if os.path.isfile(source):
+            status = os.stat(source)
+            self.files.append(_File(source, target, status.st_size, status.st_mode & 0o777))
+        elif not os.path.isdir(source):
+            self.left_out.append(source)
+        elif here not in above:
+            self.folders.append((target, os.stat(source).st_mode & 0o777))
+            for name in sorted(os.listdir(source)):
+                self.add(f"{source}/{name}", f"{target}/{name}", above | {here})
 
 
 def working_directory(spec: JobSpec, transport: Transport) -> str:
     """Where a script runs on another machine."""
+    return os.path.normpath(os.path.join(transport.environment["HOME"], said_directory(spec)))
+
+
+def said_directory(spec: JobSpec) -> str:
+    """The directory that was asked for, as it was said; empty if none was."""
     said = spec.attributes.get_custom_attribute("slurm.chdir") if spec.attributes is not None else None
-    return os.path.normpath(os.path.join(transport.environment["HOME"], str(said or spec.directory or "")))
+    return str(said or spec.directory or "")
 
 
-def put(transport: Transport, paths: Sequence[str], directory: str, progress: Progress = lambda *_: None) -> None:
+def put(transport: Transport, paths: Sequence[str], directory: str, progress: Progress = lambda *_: None) -> list[str]:
     """Copy files, and directories with all in them, into a directory of another machine.
 
     Parameters
@@ -64,6 +107,11 @@ def put(transport: Transport, paths: Sequence[str], directory: str, progress: Pr
     directory
         Over there, absolute; made if it is not there.
 
+    Returns
+    -------
+    list of str
+        What was left out: links that lead nowhere, pipes, devices, sockets.
+
     Raises
     ------
     BadUsage
@@ -71,25 +119,27 @@ def put(transport: Transport, paths: Sequence[str], directory: str, progress: Pr
     ExecuteError
         If one could not be written; files that are there are whole.
     """
-    folders, files = [directory], []
+    tree = _Tree()
     for path in paths:
+        if not path:
+            raise BadUsage("--put: an empty name")
         top = os.path.abspath(os.path.expanduser(path))
         if not os.path.exists(top):
             raise BadUsage(f"--put: there is no {path} on this machine")
         try:
-            more = _local_tree(top, os.path.join(directory, os.path.basename(top)))
+            tree.add(top, os.path.join(directory, os.path.basename(top)))
         except OSError as error:
             raise BadUsage(f"--put: {error.filename}: {error.strerror}") from None
-        folders += more[0]
-        files += more[1]
-    total, done = sum(file.size for file in files), 0
-    _shell(transport, f"printf '%s\\0' {shlex.join(folders)} | xargs -0 mkdir -p --")
-    for file in files:
+    total, done = sum(file.size for file in tree.files), 0
+    folders = shlex.join(word for folder, mode in tree.folders for word in (f"{mode:o}", folder))
+    _shell(transport, _MAKE.format(directory=shlex.quote(directory), folders=folders))
+    for file in tree.files:
         try:
             _send(transport, file, done, total, progress)
         except OSError as error:
             raise ExecuteError(f"{file.source} could not be copied to {transport.host}: {error}") from error
         done += file.size
+    return tree.left_out
 
 
 def get(
@@ -116,9 +166,11 @@ def get(
     Raises
     ------
     ExecuteError
-        If there is no such file, or a name would lead out of `to`: then nothing was written. If one cannot be read or
+        If a name would lead out of `to`: then nothing was written. If there is no such file, or one cannot be read or
         written: all others were.
     """
+    if not all(patterns):
+        raise BadUsage("--get: an empty name")
     listed = _shell(transport, _LIST.format(directory=shlex.quote(directory), patterns=shlex.join(patterns)))
     files = list({file.source: file for file in _remote_files(listed.stdout, directory, to)}.values())
     targets: dict[str, str] = {}
@@ -126,6 +178,8 @@ def get(
         if targets.setdefault(file.target, file.source) != file.source:
             raise ExecuteError(f"both {targets[file.target]} and {file.source} would become {file.target}")
     failed = [line for line in listed.stderr.splitlines() if _LOOP not in line]
+    if failed and not files:
+        raise ExecuteError(f"on {transport.host}: " + "\n".join(failed[:_TOLD]))
     total, done, written = sum(file.size for file in files), 0, []
     for file in files:
         try:
@@ -159,8 +213,8 @@ def _send(transport: Transport, file: _File, done: int, total: int, progress: Pr
                 progress(file.target, done + at, total)
                 if not piece:
                     break
-        mode = "chmod u+x -- {0} && " if file.executable else ""
-        _shell(transport, (mode + "mv -fT -- {0} {1}").format(shlex.quote(part), shlex.quote(file.target)))
+        words = {"part": shlex.quote(part), "target": shlex.quote(file.target)}
+        _shell(transport, _FINISH.format(mode=file.mode, **words))
     except (OSError, ExecuteError):
         with suppress(OSError, TransportError):
             transport.remove([part])
@@ -173,7 +227,7 @@ def _fetch(transport: Transport, file: _File, done: int, total: int, progress: P
     progress(file.source, done, total)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        with open(part, "xb") as sink:
+        with open(part, "xb", opener=lambda name, flags: os.open(name, flags, file.mode)) as sink:
             # As much as it had when it was listed, so that one that grows comes to an end.
             while (left := file.size - sink.tell()) > 0:
                 piece = transport.read(file.source, sink.tell(), min(transport.piece, left))
@@ -185,37 +239,20 @@ def _fetch(transport: Transport, file: _File, done: int, total: int, progress: P
                 found = _shell(transport, f"exec stat -L -c '%i %s' -- {shlex.quote(file.source)}").stdout.split()
                 if int(found[0]) != file.number or int(found[1]) < file.size:
                     raise OSError("it was replaced while it was copied; try again")
-        if file.executable:
-            part.chmod(part.stat().st_mode | 0o100)
         part.replace(target)
     finally:
         part.unlink(missing_ok=True)
     return target
 
 
-def _local_tree(source: str, target: str, above: frozenset[str] = frozenset()) -> tuple[list[str], list[_File]]:
-    """Directories, the empty ones too, and files, as they are to be over there. Links are followed, loops not."""
-    if os.path.isfile(source):
-        status = os.stat(source)
-        return [], [_File(source, target, status.st_size, bool(status.st_mode & 0o100))]
-    here = os.path.realpath(source)
-    if here in above or not os.path.isdir(source):
-        return [], []
-    folders, files = [target], []
-    for name in sorted(os.listdir(source)):
-        more = _local_tree(f"{source}/{name}", f"{target}/{name}", above | {here})
-        folders += more[0]
-        files += more[1]
-    return folders, files
-
-
 def _remote_files(listed: str, directory: str, to: str) -> Iterator[_File]:
     fields = listed.split("\0")
     for facts, top, below in zip(fields[::3], fields[1::3], fields[2::3]):
         size, mode, number = facts.split()
+        top = top[2:] if top.startswith("./") else top
         name = os.path.basename(top.rstrip("/")) if top.startswith("/") else top
         source, name = (os.path.join(one, below) if below else one for one in (os.path.join(directory, top), name))
-        yield _File(source, _inside(to, name), int(size), bool(int(mode, 8) & 0o100), int(number))
+        yield _File(source, _inside(to, name), int(size), int(mode, 8) & 0o777, int(number))
 
 
 def _inside(to: str, name: str) -> str:

@@ -262,6 +262,56 @@ class OurBehaviour(Behaviour):
         assert (tmp_path / "both").read_text() == "out\nerr\n"
 
 
+class WithoutScheduler:
+    """What only processes without a scheduler do, here or on another machine."""
+
+    submit: Callable[..., Job]
+
+    def test_a_cancellation_ends_what_is_in_groups_of_its_own(self) -> None:
+        job = self.submit("timeout 1000 sleep 1000 & echo $!; set -m; sleep 1000 & echo $!; wait")
+        pids = until(lambda: job.stdout().split()[1:] and job.stdout().split())
+        began = time.monotonic()
+        assert job.cancel()
+        assert time.monotonic() - began < 4  # not as long as it may take to end
+        assert job.wait(PATIENCE)
+        until(lambda: not any(_alive(pid) for pid in pids))
+
+    def test_a_cancellation_that_is_ignored_keeps_nobody_waiting(self) -> None:
+        job = self.submit("trap '' TERM; echo ready; (set -m; (trap '' TERM; sleep 1000) & wait)")
+        until(lambda: job.stdout() == "ready\n")
+        began = time.monotonic()
+        assert job.cancel()
+        assert time.monotonic() - began < 4
+        assert job.wait(PATIENCE)
+        assert job.cancelled()
+
+    @pytest.mark.parametrize(
+        ("flag", "message"),
+        [
+            ("--time=1h", "--time=1h is no time"),
+            ("--time=1:2:3:4", "is no time"),
+            ("-t -5", "is no time"),
+            ("--output=", "--output= names nothing"),
+            ("--output=/dev/stdout", "would be a file of ours"),
+            ("--error=/dev//stderr", "would be a file of ours"),
+            ("--error=/proc/self/fd/1", "would be a file of ours"),
+            ("--input=/dev/stdin", "would be a file of ours, not of the job: a job has no terminal"),
+        ],
+    )
+    def test_what_would_not_be_as_it_is_meant_is_refused(self, flag: str, message: str) -> None:
+        with pytest.raises(BadUsage, match=message):
+            self.submit("true", flag)
+
+    @pytest.mark.parametrize("time", ["0", "UNLIMITED", "infinite", "0:00", "1-0"])
+    def test_no_limit(self, time: str) -> None:
+        assert self.submit("echo done", f"--time={time}").result(PATIENCE) == "done\n"
+
+    def test_an_output_that_has_no_end(self) -> None:
+        job = self.submit("echo lost 2>/dev/null", "--output=/dev/full")
+        assert "".join(text for _, text in job.follow()) == ""
+        assert job.stdout() == ""
+
+
 def _alive(pid: str) -> bool:
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"

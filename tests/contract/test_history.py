@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from execute_batch_scheduler import BadUsage, ExecuteError, JobCancelled, attach, jobs, submit_script
+from execute_batch_scheduler import BadUsage, ExecuteError, JobCancelled, attach, jobs, journal, submit_script
 from execute_batch_scheduler.history import clean, seconds
 from tests.contract.behaviour import PATIENCE, until
 from tests.contract.test_magic import Shell, shell  # noqa: F401
@@ -169,6 +169,20 @@ def test_an_unknown_job_is_an_error_that_says_so(slurm: Any, monkeypatch: pytest
     monkeypatch.setenv("PATH", "/nowhere")
     with pytest.raises(ExecuteError, match=r"no job 99999 is known.* no scheduler can be asked"):
         attach("99999")
+
+
+def test_a_number_that_two_backends_have_given(slurm: Any) -> None:
+    job = submit_script("echo here", wlm="local")
+    other = submit_script("echo there", wlm="slurm")
+    assert job.wait(PATIENCE)
+    assert other.wait(PATIENCE)
+    journal.note(other.key, native_id=job.native_id)
+    with pytest.raises(ExecuteError, match=rf"2 jobs have the number {job}; name the one .*:\n(.*\n)*{other.key[:8]}"):
+        attach(job.native_id)
+    for entry, text in zip(jobs(), ("here\n", "there\n")):
+        assert attach(entry).stdout() == text
+        assert attach(entry.key[:8]).stdout() == text
+    assert attach(job.native_id, wlm="local").stdout() == "here\n"
 
 
 def test_filters(slurm: Any) -> None:

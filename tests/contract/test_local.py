@@ -10,12 +10,12 @@ from pathlib import Path
 import pytest
 
 from execute_batch_scheduler import BackendUnavailable, BadUsage, SubmissionFailed, submit_script
-from tests.contract.behaviour import PATIENCE, OurBehaviour, until
+from tests.contract.behaviour import PATIENCE, OurBehaviour, WithoutScheduler, until
 
 from psij import JobState
 
 
-class TestLocal(OurBehaviour):
+class TestLocal(WithoutScheduler, OurBehaviour):
     wlm = "local"
 
     def test_a_time_limit_ends_the_job(self) -> None:

@@ -13,7 +13,7 @@ import pytest
 from execute_batch_scheduler import attach, jobs, submit_script
 from execute_batch_scheduler.adapters import ssh
 from execute_batch_scheduler.settings import settings
-from tests.contract.behaviour import PATIENCE, OurBehaviour, until
+from tests.contract.behaviour import PATIENCE, OurBehaviour, WithoutScheduler, until
 from tests.services import sshd as sshd_service
 from tests.services.slurm import Slurm
 from tests.services.sshd import Sshd
@@ -89,7 +89,7 @@ class OverThere(OurBehaviour):
         assert job.cancelled()
 
 
-class TestSSH(OverThere):
+class TestSSH(WithoutScheduler, OverThere):
     wlm = "ssh"
     host = "adistantmachine"
 

@@ -295,6 +295,48 @@ def test_files_that_are_not_there(sshd: Sshd, tmp_path: Path) -> None:
         job.get("none*", to=tmp_path)
     with pytest.raises(ExecuteError, match=r"\$\(touch x\): nothing there"):
         job.get("$(touch x)", to=tmp_path)
+    for name in ("!", "(", "-name", "there"):
+        (Path(sshd.home) / name).write_text(name)
+    with pytest.raises(
+        ExecuteError, match=r"copied 4 files from .*, and not all:\nnone: nothing there has such a name$"
+    ):
+        job.get("none", "!", "(", "-name", "there", to=tmp_path)
+    assert [(tmp_path / name).read_text() for name in ("!", "(", "-name", "there")] == ["!", "(", "-name", "there"]
+    for name in ("!", "(", "-name", "there"):
+        (Path(sshd.home) / name).unlink()
+    with pytest.raises(BadUsage, match="--get: an empty name"):
+        job.get("", to=tmp_path)
+    with pytest.raises(BadUsage, match="--put: an empty name"):
+        submit_script("true", host=HOST, put=[""])
+
+
+def test_copies_are_as_private_as_what_they_are_of(sshd: Sshd, tmp_path: Path) -> None:
+    mask = os.umask(0o022)
+    try:
+        here = tmp_path / "mine"
+        (here / "deep").mkdir(parents=True)
+        modes = {"": 0o700, "deep": 0o750, "key": 0o600, "tool": 0o755, "deep/read": 0o440, "group": 0o664}
+        for name in ("key", "tool", "deep/read", "group"):
+            (here / name).write_text(name)
+        for name, mode in modes.items():
+            (here / name).chmod(mode)
+        os.mkfifo(here / "pipe")
+        (here / "link").symlink_to("nowhere")
+        job = submit_script("true", host=HOST, put=[here])
+        assert job.wait(PATIENCE)
+        assert [notice.split("/")[-1] for notice in job.notices] == [
+            "link, which is neither file nor directory",
+            "pipe, which is neither file nor directory",
+        ]
+        wanted = {**modes, "group": 0o644}
+        there = Path(sshd.home) / "mine"
+        assert {name: (there / name).stat().st_mode & 0o777 for name in modes} == wanted
+        job.get("mine", to=tmp_path / "back")
+        back = tmp_path / "back" / "mine"
+        files = {name: mode for name, mode in wanted.items() if (there / name).is_file()}
+        assert {name: (back / name).stat().st_mode & 0o777 for name in files} == files
+    finally:
+        os.umask(mask)
 
 
 def test_an_output_that_is_a_pipe_stops_nobody(sshd: Sshd) -> None:

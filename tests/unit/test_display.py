@@ -13,7 +13,9 @@ from execute_batch_scheduler.journal import Entry
 
 from psij import JobState
 
-PATHS = Paths("/jobs/one", "/jobs/one/script", "/jobs/one/record", None, None)
+PATHS = Paths("/jobs/one", "/jobs/one/script", "/jobs/one/record", "/jobs/one/stdout", "/jobs/one/stderr")
+ELSEWHERE = Paths("/jobs/one", "/jobs/one/script", "/jobs/one/record", "/home/log", None)
+NOWHERE = Paths("/jobs/one", "/jobs/one/script", "/jobs/one/record", None, "/jobs/one/stderr")
 
 
 @dataclass
@@ -141,6 +143,16 @@ def test_why_a_job_waits(details, text):
             Job(state=JobState.CANCELED, wlm="psij:slurm"),
             [],
             "job 42 (psij:slurm) ended CANCELED\nits script and output are in /jobs/one",
+        ),
+        (
+            Job(state=JobState.FAILED, host="login", paths=ELSEWHERE),
+            [],
+            "job 42 (slurm at login) ended FAILED\nits output is in login:/home/log; its script is in login:/jobs/one",
+        ),
+        (
+            Job(state=JobState.FAILED, paths=NOWHERE),
+            [],
+            "job 42 (slurm) ended FAILED\nits script is in /jobs/one",
         ),
     ],
 )

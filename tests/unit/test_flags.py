@@ -75,6 +75,20 @@ def test_an_optional_value_counts_only_where_it_is_joined(words, expected):
     assert said(*words) == expected
 
 
+@pytest.mark.parametrize(
+    ("words", "hint"),
+    [
+        (["\u2013\u2013ntasks=3"], "which is no hyphen"),
+        (["--ntasks", "=", "3"], "no spaces around ="),
+        (["--ntasks=3", "=3"], "no spaces around ="),
+        ([""], "Values with spaces need quotes"),
+    ],
+)
+def test_a_word_that_belongs_to_no_option_gets_a_hint(words, hint):
+    with pytest.raises(BadUsage, match=hint):
+        parse(words)
+
+
 def test_the_word_behind_an_optional_value_is_not_its_value():
     with pytest.raises(BadUsage, match="'user' belongs to no option"):
         parse(["--exclusive", "user"])

@@ -442,6 +442,18 @@ def test_to_hurry_is_to_ask_at_once(track, job, memory):
     assert scheduler.asked == [["7"]]
 
 
+def test_a_job_that_is_ending_is_asked_about_until_it_has_ended(track, job, memory):
+    """Slurm writes into the output why it kills a job some seconds before it says so."""
+    scheduler = Scheduler(RUNNING, RUNNING, RUNNING, Report(JobState.FAILED, "FAILED", 137))
+    tracker, one = track(scheduler, forgotten=0.01), job()
+    tracker.register_job(one)
+    memory.write(one, STARTED)
+    until(lambda: state(tracker, one) is JobState.ACTIVE)
+    tracker.hurry(one, ending=True)
+    until(lambda: state(tracker, one) is JobState.FAILED)
+    assert len(scheduler.asked) == 4
+
+
 def test_listeners_hear_of_changes_and_at_once_of_a_job_that_has_ended(track, job, memory):
     tracker, one, heard = track(Scheduler(DONE)), job(), []
     tracker.register_job(one)
