@@ -244,9 +244,8 @@ class ExecuteMagics(Magics):
             plan = submit_script(cell, scheduler, native=native, dry_run=True, **given)
             print("\n".join([*plan.notices, str(plan)]))
             return None
-        bar = _Bar("put")
-        job: Job = submit_script(cell, scheduler, native=native, put=files["put"], progress=bar, **given)
-        bar.end()
+        with _Bar("put") as bar:
+            job: Job = submit_script(cell, scheduler, native=native, put=files["put"], progress=bar, **given)
         for notice in job.notices:
             print(notice)
         self._publish(own, job)
@@ -263,9 +262,8 @@ class ExecuteMagics(Magics):
             print("--get: the job ran on this machine, so its files are here already")
         elif files["get"]:
             try:
-                bar = _Bar("get")
-                job.get(*files["get"], progress=bar)
-                bar.end()
+                with _Bar("get") as bar:
+                    job.get(*files["get"], progress=bar)
             except ExecuteError as error:
                 error.args = (f"{error}\nTo try again: {own.get('amgr', _HANDLE)}.get(PATTERN)",)
                 if failure is None:
@@ -359,9 +357,14 @@ class _Bar:
             sys.stdout.write("\r" + display.progress(self._what, name, done, total))
             sys.stdout.flush()
 
-    def end(self) -> None:
-        if self._names:
+    def __enter__(self) -> _Bar:
+        return self
+
+    def __exit__(self, kind: object, *_: object) -> None:
+        if self._names and kind is None:
             print("\r" + display.copied(self._what, len(self._names), self._total))
+        elif self._names:
+            print()
 
 
 def _host(own: dict[str, str]) -> Optional[str]:

@@ -289,7 +289,7 @@ def _attach_foreign(number: str, wlm: Optional[str], host: Optional[str], execut
     where = f" of {host}" if host else ""
     unknown = ExecuteError(
         f"no job {number}{where} is known: it is not in the journal ({journal.folder()}), which %execute_jobs lists"
-        + ("" if host else "; one that was submitted elsewhere on another machine wants that host (--host=MACHINE)")
+        + ("" if host else "; one of another machine that was not submitted here wants --host=MACHINE")
     )
     if not (number.isascii() and number.isdigit()) or int(number) == 0:
         raise unknown

@@ -6,6 +6,7 @@ import asyncio
 import concurrent.futures
 import logging
 import os
+import re
 import threading
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping
@@ -26,6 +27,9 @@ from psij import JobState
 
 logger = logging.getLogger(__name__)
 Timeout = Union[float, timedelta, None]
+
+
+_KILLER = re.compile(r"slurmstepd\S*: error")  # some releases add the name of the node
 
 
 @dataclass(frozen=True)
@@ -332,7 +336,7 @@ class Job:
                 yield from pieces
                 if pieces:
                     last = time.monotonic()
-                    if any("slurmstepd: error" in text for _, text in pieces):
+                    if any(_KILLER.search(text) for _, text in pieces):
                         self._tracker.hurry(self.psij_job, ending=True)  # Slurm writes there why it ends a job
                 elif done:
                     break

@@ -188,10 +188,9 @@ def get(
             failed.append(f"{file.source}: {error}")
         done += file.size
     if failed:
-        more = f"\n... and {len(failed) - _TOLD:,} more" if len(failed) > _TOLD else ""
-        raise ExecuteError(
-            f"copied {len(written):,} files from {transport.host}, and not all:\n" + "\n".join(failed[:_TOLD]) + more
-        )
+        what = f"copied {len(written):,} file{'s' * (len(written) != 1)} from {transport.host}, and not all:"
+        more = [f"... and {len(failed) - _TOLD:,} more"] if len(failed) > _TOLD else []
+        raise ExecuteError("\n".join([what, *failed[:_TOLD], *more]))
     return written
 
 

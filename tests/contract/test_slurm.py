@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
-from tests.contract.behaviour import OurBehaviour
+from execute_batch_scheduler import submit_script
+from execute_batch_scheduler.submit import executor_for
+from tests.contract.behaviour import PATIENCE, OurBehaviour
+from tests.services.slurm import Slurm
+
+from psij import JobState
 
 
 class TestSlurm(OurBehaviour):
@@ -21,3 +28,14 @@ class TestSlurmWithAccounting(OurBehaviour):
     @pytest.fixture(autouse=True)
     def _service(self, slurm_with_accounting: object) -> None:
         pass
+
+
+def test_a_memory_kill_is_known_soon_to_who_follows(slurm: Slurm, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Slurm ends the job some seconds after it has written into the output that it does."""
+    _, executor = executor_for("slurm")
+    tracker = executor.tracker  # type: ignore[attr-defined]
+    monkeypatch.setattr(tracker, "pace", replace(tracker.pace, running=1e6))  # nobody asks by himself
+    job = submit_script("python3 -c 'x = bytearray(300 << 20); import time; time.sleep(60)'", "--mem=50", wlm="slurm")
+    assert "Exceeded job memory limit" in "".join(text for _, text in job.follow())
+    assert job.wait(PATIENCE)
+    assert (job.state, job.exit_code) == (JobState.FAILED, 137)
