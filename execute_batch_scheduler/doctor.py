@@ -102,7 +102,7 @@ def _schedulers() -> Iterator[Finding]:
 def _controller() -> Finding:
     _, said = _asked(["scontrol", "ping"])
     up = " is UP" in said
-    return up, f"slurm: {said}" + ("" if up else "; jobs cannot be submitted until it is up again")
+    return up, f"slurm: {said}" + ("" if up else "; until it is up again --wlm=local runs jobs on this machine")
 
 
 def _asked(command: list[str]) -> Finding:

@@ -50,7 +50,7 @@ def test_a_controller_that_is_down(slurm: Any, monkeypatch: pytest.MonkeyPatch, 
     bad = [text for text, good in findings().items() if not good]
     assert len(bad) == 1
     assert bad[0].startswith("slurm: Slurmctld(primary) at ")
-    assert bad[0].endswith(" is DOWN; jobs cannot be submitted until it is up again")
+    assert bad[0].endswith(" is DOWN; until it is up again --wlm=local runs jobs on this machine")
 
 
 def test_a_job_directory_that_cannot_be_written(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -349,6 +349,14 @@ def test_a_failure_without_a_start_names_the_directory(track, job):
     assert "set job_directory" in message
 
 
+def test_a_signal_that_slurm_takes_for_one_of_its_own_marks_is_that_of_the_record(track, job, memory):
+    tracker, one = track(Scheduler(Report(JobState.FAILED, "FAILED", reason="JobLaunchFailure"))), job()
+    tracker.register_job(one)
+    memory.write(one, STARTED + "ended\tattempt=0\ttime=200\tsignal=53\ttold=\n")
+    until(lambda: tracker.status(one).final)
+    assert (tracker.status(one).exit_code, tracker.status(one).message) == (181, "RaisedSignal:53")
+
+
 def test_a_record_whose_mark_never_comes_is_found_by_the_sweep(track, job, memory):
     tracker, one = track(Scheduler(DONE), sweep=0.01), job()
     tracker.register_job(one)
