@@ -232,8 +232,7 @@ class Local:
 
     def read(self, path: str, offset: int = 0, limit: int = -1) -> bytes:
         """Read a file from `offset` on. Opened anew each time: that is what makes NFS look again."""
-        mode = os.stat(path).st_mode
-        if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):  # a pipe is its reader's, and a device has no end
+        if _is_stream(path):
             return b""
         with open(path, "rb", buffering=0) as file:
             file.seek(offset)
@@ -251,6 +250,8 @@ class Local:
 
     def size(self, path: str) -> int:
         """The size of a file in bytes."""
+        if _is_stream(path):
+            return 0
         with open(path, "rb", buffering=0) as file:
             return os.fstat(file.fileno()).st_size
 
@@ -274,6 +275,12 @@ class Local:
     def follow(self, path: str, offset: int, wake: Callable[[], None]) -> Growing:
         """A file that grows, looked at whenever it is read."""
         return _LocalGrowing(self, path, offset)
+
+
+def _is_stream(path: str) -> bool:
+    """Whether it is nothing to read from: a pipe is its reader's, and a device has no end."""
+    mode = os.stat(path).st_mode
+    return not (stat.S_ISREG(mode) or stat.S_ISDIR(mode))
 
 
 class _LocalMarks:

@@ -311,6 +311,18 @@ class WithoutScheduler:
         assert "".join(text for _, text in job.follow()) == ""
         assert job.stdout() == ""
 
+    def test_an_output_that_is_a_pipe_is_left_to_its_reader(self, tmp_path: Path) -> None:
+        pipe = tmp_path / "pipe"
+        os.mkfifo(pipe)
+        reader = os.open(pipe, os.O_RDWR)  # which does not wait for who writes
+        try:
+            job = self.submit("echo for the reader; exit 3", f"--output={pipe}")
+            with pytest.raises(JobFailed, match="exit code 3"):
+                job.result(PATIENCE)
+            assert os.read(reader, 100) == b"for the reader\n"
+        finally:
+            os.close(reader)
+
 
 def _alive(pid: str) -> bool:
     try:
