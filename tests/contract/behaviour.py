@@ -14,6 +14,7 @@ from typing import Any, Optional
 import pytest
 
 from execute_batch_scheduler import BadUsage, Job, JobCancelled, JobFailed, submit_script
+from tests.services.processes import alive
 
 from psij import JobState
 
@@ -173,7 +174,7 @@ class Behaviour:
             job.result(PATIENCE)
         assert isinstance(caught.value, concurrent.futures.CancelledError)
         assert (job.state, job.cancelled(), job.cancel()) == (JobState.CANCELED, True, False)
-        until(lambda: not any(_alive(pid) for pid in pids))
+        until(lambda: not any(alive(pid) for pid in pids))
 
     # the handle
 
@@ -274,7 +275,7 @@ class WithoutScheduler:
         assert job.cancel()
         assert time.monotonic() - began < 4  # not as long as it may take to end
         assert job.wait(PATIENCE)
-        until(lambda: not any(_alive(pid) for pid in pids))
+        until(lambda: not any(alive(pid) for pid in pids))
 
     def test_a_cancellation_that_is_ignored_keeps_nobody_waiting(self) -> None:
         job = self.submit("trap '' TERM; echo ready; (set -m; (trap '' TERM; sleep 1000) & wait)")
@@ -322,10 +323,3 @@ class WithoutScheduler:
             assert os.read(reader, 100) == b"for the reader\n"
         finally:
             os.close(reader)
-
-
-def _alive(pid: str) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except (FileNotFoundError, ProcessLookupError):
-        return False

@@ -19,6 +19,7 @@ from execute_batch_scheduler.submit import executor_for
 from tests.contract.behaviour import PATIENCE, until
 from tests.contract.test_ssh import TestSSH as OverSSH
 from tests.services import sshd as sshd_service
+from tests.services.processes import alive
 from tests.services.sshd import Sshd
 
 HOST = "adistantmachine"
@@ -46,13 +47,6 @@ def waiting() -> tuple[str, int]:
 
     name, pid = until(spare, 2 * PATIENCE)
     return name, pid
-
-
-def alive(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except FileNotFoundError:
-        return False
 
 
 def began_at_once(job: Job, name: str) -> bool:

@@ -19,6 +19,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Optional
 
+from tests.services.processes import alive
+
 COMMANDS = ("slurmctld", "slurmd", "sbatch", "srun", "scontrol")
 ACCOUNTING_COMMANDS = ("slurmdbd", "sacctmgr", "mariadbd", "mariadb-install-db")
 _NODES = ("sn1", "sn2", "sn3", "sn4")
@@ -295,7 +297,7 @@ class Slurm:
         except ProcessLookupError:
             return
         try:
-            self._until(f"{name} has stopped", lambda: not _alive(pid), 5)
+            self._until(f"{name} has stopped", lambda: not alive(pid), 5)
         except RuntimeError:
             os.kill(pid, signal.SIGKILL)
 
@@ -310,13 +312,6 @@ class Slurm:
                 problem = error
             time.sleep(0.02)
         raise RuntimeError(f"not within {seconds} s: {what}; {problem}{self.logs()}")
-
-
-def _alive(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except (FileNotFoundError, ProcessLookupError):
-        return False
 
 
 @contextmanager

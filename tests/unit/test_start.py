@@ -16,6 +16,7 @@ import pytest
 from execute_batch_scheduler.adapters.jobdir import RUN, parse_record
 
 from execute_batch_scheduler.adapters import starter
+from tests.services.processes import alive
 
 BASH = "#!/bin/bash\n"
 
@@ -104,13 +105,6 @@ def start(tmp_path):
     yield start
     for one in running:
         one.stop()
-
-
-def alive(pid):
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except FileNotFoundError:
-        return False
 
 
 def test_a_spare_becomes_a_job(start, tmp_path):
