@@ -42,14 +42,15 @@ exec 6>&- 7>&- setsid -- {command} ) &
 # Every group of the session, as programs make some of their own: timeout, a shell with `set -m`. What waits is another
 # program: a child of this shell would keep open what that keeps for itself, and its answer would wait for that.
 _CANCEL = """\
-groups=$(ps -o pgid= --sid {pid} | sort -u)
-for group in $groups; do kill -s TERM -- "-$group"; done
+groups() {{ (echo {pid}; ps -o pgid= --sid {pid}) | sort -nu; }}
+for group in $(groups); do kill -s TERM -- "-$group"; done
 exec setsid /bin/bash -p -c '
   for ((i = 0; i < {patience}; i++)); do
     sleep 0.1
     ps -o stat= --sid {pid} | grep -qv "^Z" || exit
   done
-  for group in $(ps -o pgid= --sid {pid} | sort -u); do kill -s KILL -- "-$group"; done
+  '"$(declare -f groups)"'
+  for group in $(groups); do kill -s KILL -- "-$group"; done
 ' </dev/null >/dev/null 2>&1 &
 """
 
@@ -213,7 +214,7 @@ class ProcessExecutor(JobExecutor):
         directory = JobDir.of(job.spec)
         if job.native_id is None or directory is None:
             raise SubmitException("Job does not have a native ID.")
-        if job.status.final or not self._alive([job]):
+        if job.status.final or not self._has_session(job.native_id, directory):
             self.tracker.hurry(job)
             return
         directory.note_cancelled(self.transport)
@@ -225,6 +226,11 @@ class ProcessExecutor(JobExecutor):
         if result.exit_code != 0:
             raise SubmitException(str(result))
         self.tracker.hurry(job)
+
+    def _has_session(self, native_id: str, directory: JobDir) -> bool:
+        """Whether something of a job runs, be it without its wrapper; others may have got its number since."""
+        result = self.transport.run(["ps", "-ww", "-o", "pid=,stat=,args=", "--sid", native_id], timeout=_TIMEOUT)
+        return any(directory.name in args for args in parse_processes(result.stdout).values())
 
     def attach(self, job: Job, native_id: str) -> None:
         """See PSI/J. The job's specification must name its job directory, as our own jobs' do."""

@@ -83,6 +83,9 @@ hand_on() {
   sleep 0.1
   if canary_lives; then kill -s "$1" "$script"; else breathe; fi
 }
+groups() { # SESSION: its process groups, as programs make some of their own: timeout, a shell with `set -m`
+  (echo "${1-$$}"; ps -o pgid= --sid "${1-$$}") | sort -nu
+}
 for signal in $signals; do trap "hand_on $signal" "$signal"; done
 
 # A prologue stands in `environment` and runs in the shell that becomes the script. Where one of its commands fails, as
@@ -209,7 +212,7 @@ do
   elif [ -z "$expired" ]; then
     expired=yes limit=$((limit + 30))
     note limit
-    kill -s TERM -- "-$$"
+    for group in $(groups); do kill -s TERM -- "-$group"; done
   else
     kill -s KILL "$script"
     limit=''
@@ -222,8 +225,15 @@ fi
 patience=20
 until [ "$told" ] || canary_lives || ((patience-- == 0)); do sleep 0.1; done # what ended the script is on its way here
 note ended "$how=$code" "told=$told"
-if [ "$expired" ]; then # what is left of it, as no scheduler does that here
-  for left in $(ps -o pid= --sid "$$"); do [ "$left" = "$$" ] || kill -s KILL "$left"; done
+if [ "$expired" ]; then # what is left of it, as no scheduler does that here, and only after it could tidy up too
+  setsid /bin/bash -p -c "
+    $(declare -f groups)"'
+    for ((i = 0; i < 50; i++)); do
+      sleep 0.1
+      ps -o stat= --sid "$0" | grep -qv "^Z" || exit
+    done
+    for group in $(groups "$0"); do kill -s KILL -- "-$group"; done
+  ' "$$" 8>&- &
 fi
 if [ "$how" = signal ]; then
   ulimit -c 0

@@ -119,7 +119,9 @@ def attach(
     if not known and len(number) >= _KEY_LENGTH:
         known = [entry for entry in here if entry.key.startswith(number.lower())]
     newest = {(entry.wlm, entry.host): entry for entry in known}
-    if len(newest) > 1:
+    if len(newest) > 1 and executor is not None:
+        known = [entry for entry in known if entry.executor == executor.name] or known
+    elif len(newest) > 1:
         table = display.table([replace(entry, native_id=None) for entry in newest.values()])
         raise ExecuteError(f"{len(newest)} jobs have the number {number}; name the one you mean by its key:\n{table}")
     try:
@@ -307,8 +309,7 @@ def _attach_foreign(number: str, wlm: Optional[str], host: Optional[str], execut
     try:
         report = chosen.ask([job]).get(job.id)
     except TransportError as error:
-        said = str(error).strip().splitlines()[-1]
-        raise ExecuteError(f"{unknown}; and Slurm does not answer: {said}") from None
+        raise ExecuteError(f"{unknown}; and Slurm does not answer: {error}") from None
     if report is None:
         raise ExecuteError(f"{unknown}; and Slurm does not know it (any more)")
     assert job.spec is not None

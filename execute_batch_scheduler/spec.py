@@ -34,7 +34,7 @@ _COUNTS = {
 }
 _ATTRIBUTES = {"partition": "queue_name", "account": "account", "reservation": "reservation_id"}
 _TIME = re.compile(r"(?:(?P<days>\d+)-(?P<dh>\d+)(?::(?P<dm>\d+)(?::(?P<ds>\d+))?)?|(?P<clock>\d+(?::\d+){0,2}))")
-_NO_LIMIT = re.compile(r"(?i)0+(:0+){0,2}|0+-0+(:0+){0,2}|unlimited|infinite|-1")
+_NO_LIMIT = re.compile(r"(?i)unlimited|infinite|-1")
 _OURS = re.compile(r"/dev/(stdin|stdout|stderr|tty|fd/.*)$|/proc/(self|thread-self|\d+)/fd/")
 _LONGEST_TIME = 12  # longer ones may be more than a timedelta holds
 
@@ -183,7 +183,7 @@ def parse_time(text: str) -> Optional[timedelta]:
     return duration or None
 
 
-def check_alone(spec: JobSpec, flags: Sequence[Flag]) -> None:
+def check_alone(flags: Sequence[Flag]) -> None:
     """Refuse what sbatch would, or what has no meaning without it, before a job runs as its user has not meant it.
 
     Raises
@@ -191,14 +191,13 @@ def check_alone(spec: JobSpec, flags: Sequence[Flag]) -> None:
     BadUsage
         Naming the first such flag.
     """
-    assert spec.attributes is not None
     for flag in flags:
         value = flag.value or ""
-        if flag.name == "time" and spec.attributes.duration is None and not _NO_LIMIT.fullmatch(value):
+        if flag.name == "time" and not (_TIME.fullmatch(value) or _NO_LIMIT.fullmatch(value)):
             raise BadUsage(f"{flag.word} is no time: say minutes, or h:m:s, d-h, d-h:m:s")
         if flag.name in ("output", "error", "input", "chdir") and not value:
             raise BadUsage(f"{flag.word} names nothing")
-        if flag.name in ("output", "error", "input") and _OURS.match(os.path.normpath(value)):
+        if flag.name in ("output", "error", "input") and _OURS.match(re.sub("^/+", "/", os.path.normpath(value))):
             without = "the output is shown in any case" if flag.name != "input" else "a job has no terminal"
             raise BadUsage(f"{flag.word} would be a file of ours, not of the job: {without}; leave it out")
 

@@ -53,7 +53,7 @@ _NOT_PLAIN = {"output", "error", "input", "open-mode"}
 _SHORT = 1 << 16  # characters of a script that is sent together with the order to begin it
 # Those for which programs set handlers that raise.
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGALRM, signal.SIGUSR1, signal.SIGUSR2)
-_LOOK_TIMEOUT = 30.0
+_LOOK_TIMEOUT = 20.0
 _TITLE = 80  # characters of a script's first command that are noted
 
 logger = logging.getLogger(__name__)
@@ -453,7 +453,7 @@ def _check(
         unknown = next((flag for flag in flags if flag.option is None), None)
         if unknown:
             raise BadUsage(f"{unknown.word}: no such option; {flag_table.suggest(unknown.name)}".rstrip("; "))
-        check_alone(spec, flags)
+        check_alone(flags)
         idle = [*(flag.word for flag in flags if flag.name not in WITHOUT_SCHEDULER | HONOURED), *foreign]
         return (f"Without a scheduler these have no effect: {' '.join(idle)}",) if idle else ()
     if wlm.startswith("psij:"):
@@ -466,21 +466,21 @@ def _check(
 
 def _without_directory(spec: JobSpec, flags: Sequence[Flag], transport: Transport) -> list[str]:
     """Slurm takes a job whose output cannot be opened, and fails it when it starts, maybe hours later."""
-    base = os.getcwd() if transport.host is None else transport.environment["HOME"]
-    found = []
-    for flag in flags:
-        folder = os.path.dirname(flag.value or "") if flag.name in ("output", "error") else ""
-        path = os.path.normpath(os.path.join(base, transfer.said_directory(spec), folder))
-        if not folder or re.search(r"[%\\]", folder):
-            continue
-        try:
-            there = transport.script(f"[ -d {shlex.quote(path)} ]", timeout=_LOOK_TIMEOUT).exit_code == 0
-        except TransportError as error:
-            raise SubmissionFailed(f"nothing was submitted: {error}") from error
-        if not there:
-            where = f" on {transport.host}" if transport.host else ""
-            found.append(f"{flag.word}: there is no directory {path}{where}; without it the job fails when it starts")
-    return found
+    said = {flag.word: os.path.dirname(flag.value or "") for flag in flags if flag.name in ("output", "error")}
+    said = {word: folder for word, folder in said.items() if folder and not re.search(r"[%\\]|^/+dev(/|$)", folder)}
+    try:
+        base = os.getcwd() if transport.host is None else transport.environment["HOME"]
+        places = {word: os.path.join(base, transfer.said_directory(spec), folder) for word, folder in said.items()}
+        test = "\n".join(f"[ -d {shlex.quote(place)} ] || echo {shlex.quote(word)}" for word, place in places.items())
+        missing = transport.script(test, timeout=_LOOK_TIMEOUT).stdout.splitlines() if places else []
+    except (TransportError, OSError):  # this was for a notice only
+        return []
+    where = f" on {transport.host}" if transport.host else ""
+    return [
+        f"{word}: there is no directory {os.path.normpath(place)}{where}; if the node has none, the job will fail"
+        for word, place in places.items()
+        if word in missing
+    ]
 
 
 def _submit(

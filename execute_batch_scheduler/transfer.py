@@ -5,6 +5,7 @@ Names come from over there, so each is looked at before anything is written here
 
 from __future__ import annotations
 
+import itertools
 import os
 import secrets
 import shlex
@@ -30,25 +31,36 @@ set -- {patterns}
 shopt -s nullglob globstar
 IFS=''
 for pattern; do
-  found=($pattern)
-  if [ ! -e "${{found[0]-}}" ]; then
-    printf '%s: nothing there has such a name\\n' "$pattern" >&2
-    continue
-  fi
-  for at in "${{!found[@]}}"; do # find takes some names for options or expressions
-    case ${{found[at]}} in /*) ;; *) found[at]=./${{found[at]}} ;; esac
+  found=($pattern) names=()
+  for name in "${{found[@]}}"; do
+    if [ -e "$name" ]; then
+      case $name in /*) ;; *) name=./$name ;; esac # find takes some names for options or expressions
+      names+=("$name")
+    elif [ -L "$name" ]; then
+      printf '%s: a link that leads nowhere\\n' "$name" >&2
+    fi
   done
-  LC_ALL=C find -L "${{found[@]}}" -type f -printf '%s %m %i\\0%H\\0%P\\0'
+  if [ ${{#names[@]}} != 0 ]; then
+    printf '%s\\0' "${{names[@]}}" | LC_ALL=C xargs -0 /bin/bash -p -c '
+      exec find -L "$@" "(" -type f -o -type d ")" -printf "%y %s %m %i\\\\0%H\\\\0%P\\\\0"
+    ' bash
+  elif [ ! -L "${{found[0]-}}" ]; then
+    printf '%s: nothing there has such a name\\n' "$pattern" >&2
+  fi
 done
 true
 """
 # As much as the mode here allows and the umask there; but who copies must be able to write into it.
 _MAKE = """\
-mkdir -p -- {directory} || exit
 mask=$(umask)
-printf '%s\\0' {folders} | while IFS= read -r -d '' mode && IFS= read -r -d '' folder; do
-  [ -d "$folder" ] || mkdir -m "$(printf %o $((8#$mode & ~8#$mask | 8#700)))" -- "$folder" || exit
-done
+make() {{ # MODE FOLDER...
+  printf -v mode %o $((8#$1 & ~8#$mask | 8#700))
+  new=()
+  for folder in "${{@:2}}"; do [ -d "$folder" ] || new+=("$folder"); done
+  [ ${{#new[@]}} = 0 ] || printf '%s\\0' "${{new[@]}}" | xargs -0 mkdir -m "$mode" -- || exit
+}}
+mkdir -p -- {directory} || exit
+{makes}
 """
 _FINISH = 'chmod "$(printf %o $((8#{mode:o} & ~8#$(umask))))" -- {part} && mv -fT -- {part} {target}'
 _LOOP = "File system loop detected"  # of a link to a directory that is read anyway
@@ -61,6 +73,7 @@ class _File:
     size: int
     mode: int  # its permissions
     number: int = 0  # of the inode: another one is another file
+    folder: bool = False
 
 
 class _Tree:
@@ -68,7 +81,7 @@ class _Tree:
 
     def __init__(self) -> None:
         self.folders: list[tuple[str, int]] = []
-        """Paths there and permissions; what lies in another comes after it."""
+        """Paths there and permissions."""
         self.files: list[_File] = []
         self.left_out: list[str] = []
 
@@ -84,6 +97,15 @@ class _Tree:
             self.folders.append((target, os.stat(source).st_mode & 0o777))
             for name in sorted(os.listdir(source)):
                 self.add(f"{source}/{name}", f"{target}/{name}", above | {here})
+
+    def alike(self) -> Iterator[tuple[int, list[str]]]:
+        """Directories that can be made at once, with their mode; what lies in another comes after it."""
+
+        def likeness(folder: tuple[str, int]) -> tuple[int, int]:
+            return folder[0].count("/"), folder[1]
+
+        for (_, mode), group in itertools.groupby(sorted(self.folders, key=likeness), likeness):
+            yield mode, [path for path, _ in group]
 
 
 def working_directory(spec: JobSpec, transport: Transport) -> str:
@@ -131,8 +153,8 @@ def put(transport: Transport, paths: Sequence[str], directory: str, progress: Pr
         except OSError as error:
             raise BadUsage(f"--put: {error.filename}: {error.strerror}") from None
     total, done = sum(file.size for file in tree.files), 0
-    folders = shlex.join(word for folder, mode in tree.folders for word in (f"{mode:o}", folder))
-    _shell(transport, _MAKE.format(directory=shlex.quote(directory), folders=folders))
+    makes = "\n".join(f"make {mode:o} {shlex.join(folders)}" for mode, folders in tree.alike())
+    _shell(transport, _MAKE.format(directory=shlex.quote(directory), makes=makes))
     for file in tree.files:
         try:
             _send(transport, file, done, total, progress)
@@ -172,17 +194,21 @@ def get(
     if not all(patterns):
         raise BadUsage("--get: an empty name")
     listed = _shell(transport, _LIST.format(directory=shlex.quote(directory), patterns=shlex.join(patterns)))
-    files = list({file.source: file for file in _remote_files(listed.stdout, directory, to)}.values())
+    found = list({file.source: file for file in _remote_files(listed.stdout, directory, to)}.values())
+    files = [file for file in found if not file.folder]
     targets: dict[str, str] = {}
     for file in files:
         if targets.setdefault(file.target, file.source) != file.source:
             raise ExecuteError(f"both {targets[file.target]} and {file.source} would become {file.target}")
     failed = [line for line in listed.stderr.splitlines() if _LOOP not in line]
-    if failed and not files:
+    if failed and not found:
         raise ExecuteError(f"on {transport.host}: " + "\n".join(failed[:_TOLD]))
     total, done, written = sum(file.size for file in files), 0, []
-    for file in files:
+    for file in found:
         try:
+            if file.folder:
+                _make(Path(file.target), file.mode)
+                continue
             written.append(_fetch(transport, file, done, total, progress))
         except (OSError, ExecuteError) as error:
             failed.append(f"{file.source}: {error}")
@@ -244,14 +270,21 @@ def _fetch(transport: Transport, file: _File, done: int, total: int, progress: P
     return target
 
 
+def _make(folder: Path, mode: int) -> None:
+    """Make a directory as private as that over there, if it is not here yet; who copies writes into it."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with suppress(FileExistsError):
+        folder.mkdir(mode | 0o700)
+
+
 def _remote_files(listed: str, directory: str, to: str) -> Iterator[_File]:
     fields = listed.split("\0")
     for facts, top, below in zip(fields[::3], fields[1::3], fields[2::3]):
-        size, mode, number = facts.split()
+        kind, size, mode, number = facts.split()
         top = top[2:] if top.startswith("./") else top
         name = os.path.basename(top.rstrip("/")) if top.startswith("/") else top
         source, name = (os.path.join(one, below) if below else one for one in (os.path.join(directory, top), name))
-        yield _File(source, _inside(to, name), int(size), int(mode, 8) & 0o777, int(number))
+        yield _File(source, _inside(to, name), int(size), int(mode, 8) & 0o777, int(number), kind == "d")
 
 
 def _inside(to: str, name: str) -> str:

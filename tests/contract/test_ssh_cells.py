@@ -304,6 +304,13 @@ def test_files_that_are_not_there(sshd: Sshd, tmp_path: Path) -> None:
     assert [(tmp_path / name).read_text() for name in ("!", "(", "-name", "there")] == ["!", "(", "-name", "there"]
     for name in ("!", "(", "-name", "there"):
         (Path(sshd.home) / name).unlink()
+    mixed = Path(sshd.home) / "mixed"
+    mixed.mkdir()
+    (mixed / "a").symlink_to("nowhere")
+    (mixed / "b").write_text("b")
+    with pytest.raises(ExecuteError, match=r"copied 1 file from .*, and not all:\nmixed/a: a link that leads nowhere$"):
+        job.get("mixed/*", to=tmp_path)
+    assert (tmp_path / "mixed" / "b").read_text() == "b"
     with pytest.raises(BadUsage, match="--get: an empty name"):
         job.get("", to=tmp_path)
     with pytest.raises(BadUsage, match="--put: an empty name"):
@@ -333,8 +340,7 @@ def test_copies_are_as_private_as_what_they_are_of(sshd: Sshd, tmp_path: Path) -
         assert {name: (there / name).stat().st_mode & 0o777 for name in modes} == wanted
         job.get("mine", to=tmp_path / "back")
         back = tmp_path / "back" / "mine"
-        files = {name: mode for name, mode in wanted.items() if (there / name).is_file()}
-        assert {name: (back / name).stat().st_mode & 0o777 for name in files} == files
+        assert {name: (back / name).stat().st_mode & 0o777 for name in wanted} == wanted
     finally:
         os.umask(mask)
 

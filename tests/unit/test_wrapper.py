@@ -354,7 +354,7 @@ def test_a_signal_that_comes_to_the_script_long_before_it_comes_to_the_wrapper_i
     for pid in sorted(map(int, listed.split()), reverse=True):
         if pid != process.pid:
             os.kill(pid, signal.SIGTERM)
-    time.sleep(0.7)
+    time.sleep(0.5)
     process.send_signal(signal.SIGTERM)
     assert process.wait(10) == -signal.SIGTERM
     attempt = directory.read(Local()).attempt
