@@ -364,7 +364,7 @@ class _Bar:
         if self._names and kind is None:
             print("\r" + display.copied(self._what, len(self._names), self._total))
         elif self._names:
-            print()
+            sys.stdout.write("\r" + " " * 90 + "\r")  # what comes says how far it got
 
 
 def _host(own: dict[str, str]) -> Optional[str]:
