@@ -35,8 +35,9 @@ _LIST = 'exec ps -ww -u "$UID" -o pid=,stat=,args='
 # are let go: whoever waits for their end has it then.
 _START = """( trap - INT QUIT; cd -- {directory} >/dev/null || exit
 hash setsid || exit
+__pid=$BASHPID
 exec 6>&1 7>&2 <{stdin} >{stdout} 2>{stderr} || exit
-echo "$BASHPID" >&6
+echo "$__pid" >&6
 exec 6>&- 7>&- setsid -- {command} ) &
 """
 # Every group of the session, as programs make some of their own: timeout, a shell with `set -m`. What waits is another
@@ -81,11 +82,13 @@ def _redirection(spec: JobSpec, option: str, path: Optional[Path]) -> Optional[s
 
 def _filename(path: str, name: str) -> str:
     """A filename pattern of sbatch's as a shell word, with %-signs replaced as far as they mean anything here."""
-    variables = {"j": "BASHPID", "A": "BASHPID", "u": "USER", "N": "HOSTNAME"}
+    variables = {"j": "__pid", "A": "__pid", "J": "__pid", "u": "USER", "N": "HOSTNAME"}
     words = []
-    for piece in re.split(r"(%.)", path):
-        if piece[:1] == "%" and piece[1:] in variables:
-            words.append(f'"${variables[piece[1:]]}"')
+    for piece in re.split(r"(%\d{0,2}.)", path):
+        letter, width = piece[-1:], piece[1:-1]
+        if piece[:1] == "%" and letter in variables:
+            value = f'"${variables[letter]}"'
+            words.append(f'"$(printf %0{width}d {value})"' if width and letter in "jAJ" else value)
         elif piece:
             words.append(shlex.quote({"%%": "%", "%x": name}.get(piece, piece)))
     return "".join(words)

@@ -228,7 +228,7 @@ note ended "$how=$code" "told=$told"
 if [ "$expired" ]; then # what is left of it, as no scheduler does that here, and only after it could tidy up too
   setsid /bin/bash -p -c "
     $(declare -f groups)"'
-    for ((i = 0; i < 50; i++)); do
+    for ((i = 0; i < 300; i++)); do # as long as the script itself may have
       sleep 0.1
       ps -o stat= --sid "$0" | grep -qv "^Z" || exit
     done

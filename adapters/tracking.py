@@ -445,6 +445,8 @@ class Tracker:
         for entry in (entry for entry in entries if entry.asked):
             with self._lock:
                 entry.asked = False
+                if entry.known.status is not None and entry.known.status.final:
+                    continue
                 if entry.known.details.unanswered_since is None:
                     entry.known.details = replace(entry.known.details, unanswered_since=time.time())
                 self._ask_again(entry, patience, max(patience, self.pace.unanswered_most))
@@ -456,6 +458,8 @@ class Tracker:
         attempt = record.attempt
         with self._lock:
             entry.asked = False
+            if entry.known.status is not None and entry.known.status.final:
+                return  # it was asked before that
             if report is None:
                 entry.misses += 1
                 if entry.misses < 3 and not (attempt and attempt.ended is not None):

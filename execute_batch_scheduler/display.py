@@ -110,10 +110,11 @@ def _left(job: Job) -> str:
     paths, place = job.paths, _place(job)
     if paths.stdout is None:
         return f"its script is in {place}"
-    outputs = list(filter(None, (_output(job, path) for path in (paths.stdout, paths.stderr))))
-    if not outputs:
+    outputs = [path for path in (paths.stdout, paths.stderr) if path]
+    if all(_output(job, path) is None for path in outputs):
         return f"its script and output are in {place}"
-    return f"its output is in {' and '.join(outputs)}; its script is in {place}"
+    where = " and ".join(f"{job.host}:{path}" if job.host else path for path in outputs)
+    return f"its output is in {where}; its script is in {place}"
 
 
 def _state(job: Job) -> str:

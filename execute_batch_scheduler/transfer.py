@@ -32,6 +32,7 @@ shopt -s nullglob globstar
 IFS=''
 for pattern; do
   found=($pattern) names=()
+  [ ! -e "$pattern" ] || found=("$pattern") # a name with brackets
   for name in "${{found[@]}}"; do
     if [ -e "$name" ]; then
       case $name in /*) ;; *) name=./$name ;; esac # find takes some names for options or expressions

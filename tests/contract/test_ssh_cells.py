@@ -295,6 +295,8 @@ def test_files_that_are_not_there(sshd: Sshd, tmp_path: Path) -> None:
         job.get("none*", to=tmp_path)
     with pytest.raises(ExecuteError, match=r"\$\(touch x\): nothing there"):
         job.get("$(touch x)", to=tmp_path)
+    (Path(sshd.home) / "run[1].csv").write_text("one")
+    assert [path.read_text() for path in job.get("run[1].csv", to=tmp_path)] == ["one"]
     for name in ("!", "(", "-name", "there"):
         (Path(sshd.home) / name).write_text(name)
     with pytest.raises(

@@ -15,6 +15,7 @@ from psij import JobState
 
 PATHS = Paths("/jobs/one", "/jobs/one/script", "/jobs/one/record", "/jobs/one/stdout", "/jobs/one/stderr")
 ELSEWHERE = Paths("/jobs/one", "/jobs/one/script", "/jobs/one/record", "/home/log", None)
+HALF = Paths("/jobs/one", "/jobs/one/script", "/jobs/one/record", "/jobs/one/stdout", "/home/err")
 NOWHERE = Paths("/jobs/one", "/jobs/one/script", "/jobs/one/record", None, "/jobs/one/stderr")
 
 
@@ -148,6 +149,11 @@ def test_why_a_job_waits(details, text):
             Job(state=JobState.FAILED, host="login", paths=ELSEWHERE),
             [],
             "job 42 (slurm at login) ended FAILED\nits output is in login:/home/log; its script is in login:/jobs/one",
+        ),
+        (
+            Job(state=JobState.FAILED, paths=HALF),
+            [],
+            "job 42 (slurm) ended FAILED\nits output is in /jobs/one/stdout and /home/err; its script is in /jobs/one",
         ),
         (
             Job(state=JobState.FAILED, paths=NOWHERE),

@@ -12,8 +12,9 @@ from psij import JobAttributes, JobSpec, JobState
 
 START = """( trap - INT QUIT; cd -- {directory} >/dev/null || exit
 hash setsid || exit
+__pid=$BASHPID
 exec 6>&1 7>&2 <{stdin} >{stdout} 2>{stderr} || exit
-echo "$BASHPID" >&6
+echo "$__pid" >&6
 exec 6>&- 7>&- setsid -- {command} ) &
 """
 OURS = {
@@ -36,8 +37,9 @@ OURS = {
         (["-o", "out"], {"stdout": "out", "stderr": "&1"}),
         (["-e", "err"], {"stderr": "err"}),
         (["-o", "a b", "-e", "it's"], {"stdout": "'a b'", "stderr": "'it'\"'\"'s'"}),
-        (["-o", "slurm-%j.out"], {"stdout": 'slurm-"$BASHPID".out', "stderr": "&1"}),
-        (["-o", "%A%u%N"], {"stdout": '"$BASHPID""$USER""$HOSTNAME"', "stderr": "&1"}),
+        (["-o", "slurm-%j.out"], {"stdout": 'slurm-"$__pid".out', "stderr": "&1"}),
+        (["-o", "%A%u%N"], {"stdout": '"$__pid""$USER""$HOSTNAME"', "stderr": "&1"}),
+        (["-o", "%4j-%J"], {"stdout": '"$(printf %04d "$__pid")"-"$__pid"', "stderr": "&1"}),
         (["-o", "100%%-%x", "-J", "a b"], {"stdout": "100%-'a b'", "stderr": "&1"}),
         (["-o", "%q$HOME"], {"stdout": "%q'$HOME'", "stderr": "&1"}),
     ],

@@ -349,6 +349,26 @@ def test_a_failure_without_a_start_names_the_directory(track, job):
     assert "set job_directory" in message
 
 
+def test_an_answer_from_before_the_end_changes_nothing_any_more(delivered, job, memory):
+    asked, gate = threading.Event(), threading.Event()
+
+    def ask(jobs):
+        asked.set()
+        assert gate.wait(10)
+        return {one.id: RUNNING for one in jobs}
+
+    verdict, one = Report(JobState.FAILED, "FAILED", 3, "its own"), job()
+    tracker = Tracker("test", memory, ask, delivered, PACE, verdict=lambda record: verdict)
+    tracker.register_job(one)
+    tracker.hurry(one)
+    assert asked.wait(10)
+    memory.write(one, STARTED + ENDED)
+    until(lambda: tracker.status(one).final)
+    gate.set()
+    time.sleep(0.2)  # for what must not happen
+    assert (tracker.details(one).native_state, tracker.details(one).reason) == ("FAILED", "its own")
+
+
 def test_a_signal_that_slurm_takes_for_one_of_its_own_marks_is_that_of_the_record(track, job, memory):
     tracker, one = track(Scheduler(Report(JobState.FAILED, "FAILED", reason="JobLaunchFailure"))), job()
     tracker.register_job(one)
