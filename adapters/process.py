@@ -59,7 +59,7 @@ exec setsid /bin/bash -p -c '
 def start_script(spec: JobSpec) -> str:
     """The shell text that starts a specification's command in the background and prints its process id."""
     return _START.format(
-        directory=shlex.quote(str(_said(spec, "chdir") or spec.directory or ".")),
+        directory=shlex.quote(said_directory(spec) or "."),
         stdin=_redirection(spec, "input", spec.stdin_path) or "/dev/null",
         stdout=_redirection(spec, "output", spec.stdout_path) or "/dev/null",
         stderr=_redirection(spec, "error", spec.stderr_path) or "&1",
@@ -71,6 +71,11 @@ def _said(spec: JobSpec, option: str) -> Optional[str]:
     """The value of one of sbatch's options that no field of PSI/J's could hold."""
     value = spec.attributes.get_custom_attribute(f"slurm.{option}") if spec.attributes is not None else None
     return None if value is None else str(value)
+
+
+def said_directory(spec: JobSpec) -> str:
+    """The directory that was asked for, as it was said; empty if none was."""
+    return str(_said(spec, "chdir") or spec.directory or "")
 
 
 def _redirection(spec: JobSpec, option: str, path: Optional[Path]) -> Optional[str]:
@@ -204,7 +209,7 @@ class ProcessExecutor(JobExecutor):
         """The process id of a job that was started."""
         environment = _environment(spec, self.transport.environment)
         if self._starter and new:
-            number = self._starter.go(new, environment, str(_said(spec, "chdir") or spec.directory or "."))
+            number = self._starter.go(new, environment, said_directory(spec) or ".")
             if number is not None:
                 return number
         result = self.transport.script(start_script(spec), timeout=_TIMEOUT, environment=environment, new=new)
@@ -217,12 +222,12 @@ class ProcessExecutor(JobExecutor):
         directory = JobDir.of(job.spec)
         if job.native_id is None or directory is None:
             raise SubmitException("Job does not have a native ID.")
-        if job.status.final or not self._has_session(job.native_id, directory):
-            self.tracker.hurry(job)
-            return
-        directory.note_cancelled(self.transport)
         script = _CANCEL.format(pid=int(job.native_id), patience=_KILL_AFTER * 10)
         try:
+            if job.status.final or not self._has_session(job.native_id, directory):
+                self.tracker.hurry(job)
+                return
+            directory.note_cancelled(self.transport)
             result = self.transport.script(script, timeout=_TIMEOUT)
         except TransportError as error:
             raise SubmitException(str(error)) from error
@@ -233,6 +238,8 @@ class ProcessExecutor(JobExecutor):
     def _has_session(self, native_id: str, directory: JobDir) -> bool:
         """Whether something of a job runs, be it without its wrapper; others may have got its number since."""
         result = self.transport.run(["ps", "-ww", "-o", "pid=,stat=,args=", "--sid", native_id], timeout=_TIMEOUT)
+        if result.stderr:  # such as a ps without --sid: that nothing runs would be no finding
+            raise TransportError(str(result))
         return any(directory.name in args for args in parse_processes(result.stdout).values())
 
     def attach(self, job: Job, native_id: str) -> None:

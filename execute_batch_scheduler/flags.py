@@ -13,6 +13,7 @@ from typing import Optional
 from execute_batch_scheduler.errors import BadUsage
 
 REQUIRED, OPTIONAL, NONE = "=", "?", "-"
+_DASHES = tuple("\u2010\u2011\u2012\u2013\u2014\u2015\u2212")  # what word processors make of hyphens
 
 
 @dataclass(frozen=True)
@@ -218,9 +219,7 @@ def parse(words: Sequence[str], options: Mapping[str, Option] = SBATCH) -> list[
                 hint = "The parts of a heterogeneous job are not supported"
             elif word.startswith("#"):
                 hint = "Comments belong into the script"
-            elif (
-                word and word[0] in "\u2010\u2011\u2012\u2013\u2014\u2015\u2212"
-            ):  # what word processors make of hyphens
+            elif word.startswith(_DASHES):
                 hint = f"It begins with {word[0]!r}, which is no hyphen: write -"
             elif word.startswith("=") or (flags and (flags[-1].value or "").startswith("=")):
                 hint = "There are no spaces around ="

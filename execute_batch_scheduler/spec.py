@@ -196,7 +196,7 @@ def check_alone(flags: Sequence[Flag]) -> None:
         if flag.name == "time" and not (_TIME.fullmatch(value) or _NO_LIMIT.fullmatch(value)):
             raise BadUsage(f"{flag.word} is no time: say minutes, or h:m:s, d-h, d-h:m:s")
         if flag.name in ("output", "error", "input", "chdir") and not value:
-            raise BadUsage(f"{flag.word} names nothing")
+            raise BadUsage(f"{flag.word} names nothing; leave it out, or say what")
         if flag.name in ("output", "error", "input") and _OURS.match(re.sub("^/+", "/", os.path.normpath(value))):
             without = "the output is shown in any case" if flag.name != "input" else "a job has no terminal"
             raise BadUsage(f"{flag.word} would be a file of ours, not of the job: {without}; leave it out")

@@ -470,7 +470,7 @@ def _without_directory(spec: JobSpec, flags: Sequence[Flag], transport: Transpor
     said = {word: folder for word, folder in said.items() if folder and not re.search(r"[%\\]|^/+dev(/|$)", folder)}
     try:
         base = os.getcwd() if transport.host is None else transport.environment["HOME"]
-        places = {word: os.path.join(base, transfer.said_directory(spec), folder) for word, folder in said.items()}
+        places = {word: os.path.join(base, process.said_directory(spec), folder) for word, folder in said.items()}
         test = "\n".join(f"[ -d {shlex.quote(place)} ] || echo {shlex.quote(word)}" for word, place in places.items())
         missing = transport.script(test, timeout=_LOOK_TIMEOUT).stdout.splitlines() if places else []
     except (TransportError, OSError):  # this was for a notice only

@@ -14,6 +14,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
+from execute_batch_scheduler.adapters.process import said_directory
 from execute_batch_scheduler.adapters.transport import Result, Transport, TransportError
 from execute_batch_scheduler.errors import BadUsage, ExecuteError
 
@@ -89,13 +90,15 @@ class _Tree:
     def add(self, source: str, target: str, above: frozenset[str] = frozenset()) -> None:
         """Add what is here, and all in it."""
         here = os.path.realpath(source)
-        if os.path.isfile(source):
-            status = os.stat(source)
-            self.files.append(_File(source, target, status.st_size, status.st_mode & 0o777))
-        elif not os.path.isdir(source):
+        if not (os.path.isfile(source) or os.path.isdir(source)):
             self.left_out.append(source)
+            return
+        status = os.stat(source)
+        mode = status.st_mode & 0o777
+        if os.path.isfile(source):
+            self.files.append(_File(source, target, status.st_size, mode))
         elif here not in above:
-            self.folders.append((target, os.stat(source).st_mode & 0o777))
+            self.folders.append((target, mode))
             for name in sorted(os.listdir(source)):
                 self.add(f"{source}/{name}", f"{target}/{name}", above | {here})
 
@@ -112,12 +115,6 @@ class _Tree:
 def working_directory(spec: JobSpec, transport: Transport) -> str:
     """Where a script runs on another machine."""
     return os.path.normpath(os.path.join(transport.environment["HOME"], said_directory(spec)))
-
-
-def said_directory(spec: JobSpec) -> str:
-    """The directory that was asked for, as it was said; empty if none was."""
-    said = spec.attributes.get_custom_attribute("slurm.chdir") if spec.attributes is not None else None
-    return str(said or spec.directory or "")
 
 
 def put(transport: Transport, paths: Sequence[str], directory: str, progress: Progress = lambda *_: None) -> list[str]:

@@ -129,3 +129,19 @@ def test_what_sbatch_alone_reads_does_not_count(monkeypatch: pytest.MonkeyPatch,
     job = submit_script(f"#!/bin/bash\n#SBATCH --output={tmp_path}/said\necho out", wlm="local")
     assert job.result(PATIENCE) == (tmp_path / "said").read_text() == "out\n"
     assert not (tmp_path / "elsewhere").exists()
+
+
+def test_a_cancellation_that_could_not_look_is_none(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A ps that cannot be asked, as one that lacks an option, does not say that nothing runs."""
+    job = submit_script("echo ready; sleep 1000", wlm="local")
+    until(lambda: job.stdout() == "ready\n")
+    ps = tmp_path / "ps"
+    ps.write_text("#!/bin/sh\necho 'ps: unrecognized option: sid' >&2\nexit 1\n")
+    ps.chmod(0o755)
+    with monkeypatch.context() as patch:
+        patch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+        with pytest.raises(SubmissionFailed, match=r"could not be cancelled: (.|\n)*unrecognized option: sid"):
+            job.cancel()
+    assert job.cancel()
+    assert job.wait(PATIENCE)
+    assert job.cancelled()
