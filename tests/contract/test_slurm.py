@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import replace
 
 import pytest
@@ -36,6 +37,9 @@ def test_a_memory_kill_is_known_soon_to_who_follows(slurm: Slurm, monkeypatch: p
     tracker = executor.tracker  # type: ignore[attr-defined]
     monkeypatch.setattr(tracker, "pace", replace(tracker.pace, running=1e6))  # nobody asks by himself
     job = submit_script("python3 -c 'x = bytearray(300 << 20); import time; time.sleep(60)'", "--mem=50", wlm="slurm")
-    assert "Exceeded job memory limit" in "".join(text for _, text in job.follow())
-    assert job.wait(PATIENCE)
+    seen, end = "", time.monotonic() + PATIENCE
+    for _, text in job.follow(ticks=True):
+        seen += text
+        assert time.monotonic() < end, seen
+    assert "Exceeded job memory limit" in seen
     assert (job.state, job.exit_code) == (JobState.FAILED, 137)
